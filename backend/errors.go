@@ -1,0 +1,27 @@
+package backend
+
+import "errors"
+
+// The sentinels that every driver's errors wrap. vfs/errno.go maps each to one
+// errno; an error that wraps none of them reaches the user as EIO.
+var (
+	ErrNotExist    = errors.New("does not exist")       // ENOENT
+	ErrExist       = errors.New("exists already")       // EEXIST
+	ErrBusy        = errors.New("in use")               // EBUSY
+	ErrNoSpace     = errors.New("no space left")        // ENOSPC
+	ErrUnsupported = errors.New("not supported")        // EOPNOTSUPP
+	ErrInvalid     = errors.New("invalid value")        // EINVAL
+	ErrTimeout     = errors.New("deadline exceeded")    // ETIMEDOUT
+	ErrReadOnly    = errors.New("read-only")            // EROFS
+	ErrCorrupt     = errors.New("structure is corrupt") // EUCLEAN
+	ErrPermission  = errors.New("not permitted")        // EPERM
+	ErrAccess      = errors.New("permission denied")    // EACCES
+	ErrNoDevice    = errors.New("no such device")       // ENODEV
+	ErrIsDirectory = errors.New("is a directory")       // EISDIR
+	ErrNotDir      = errors.New("not a directory")      // ENOTDIR
+	ErrNoAttr      = errors.New("no such attribute")    // ENODATA
+	ErrRange       = errors.New("out of range")         // ENXIO: no data or hole at or after the offset
+	ErrStale       = errors.New("changed underneath")   // ESTALE
+	ErrTooLong     = errors.New("name too long")        // ENAMETOOLONG
+	ErrIO          = errors.New("input/output error")   // EIO, without the log line that an unknown error gets
+)

@@ -1,0 +1,163 @@
+package backend
+
+import (
+	"context"
+	"time"
+)
+
+// Volume is what a store keeps behind a disk, or as a snapshot of one.
+type Volume struct {
+	Store     string // Name of its Store
+	ID        string // the store's own key: an image's absolute path, vg/lv
+	Driver    string // file, lvm, lvm-thin, phy: what the tree's `driver` says
+	Format    string // raw, qcow2, …
+	Pool      string // name of the Pool it takes space from; "" if none
+	SizeBytes int64
+	// Generation changes whenever the bytes may have changed or the volume was
+	// replaced; readers of anything cached compare it.
+	Generation uint64
+	// Holder names who has the volume open (a process, a loop device), "" if nobody
+	// that counts: such a volume's domain is running.
+	Holder string
+	// Err says why the volume cannot be read (missing, a directory, …); the sizes are
+	// then not valid.
+	Err error
+}
+
+// Pool is a place that volumes take their space from: a VG, a thin pool, the
+// folder of image files.
+type Pool struct {
+	Name      string // one path component, unique in its store
+	Driver    string
+	Path      string // folder or device, for messages
+	SizeBytes int64
+	FreeBytes int64
+}
+
+// Store is where volumes live.
+//
+// Optional: Snapshotter, Filler, Resizer.
+type Store interface {
+	// Name is the store's name: image, lvm, phy.
+	Name() string
+	// Volumes finds the volumes behind disks. The answer has one element for each
+	// disk; its Store is empty where the disk is not this store's. A volume that is
+	// this store's but cannot be read has its Err set.
+	Volumes(ctx context.Context, disks []Disk) ([]Volume, error)
+	// Pools lists the pools that the store knows: those of the disks that Volumes was
+	// last asked for, and those that it was configured with.
+	Pools(ctx context.Context) ([]Pool, error)
+	// Open opens a volume for reading.
+	Open(ctx context.Context, v Volume) (Device, error)
+}
+
+// SnapshotState is what has become of a snapshot volume, or of a set of them.
+type SnapshotState string
+
+// The states of a snapshot. Pending is never seen by users: a set that is found
+// pending at the daemon's start is what a crash left, and is removed, and so is
+// one that is filling or removing.
+const (
+	SnapshotPending  SnapshotState = "pending"
+	SnapshotFilling  SnapshotState = "filling"
+	SnapshotActive   SnapshotState = "active"
+	SnapshotInvalid  SnapshotState = "invalid"
+	SnapshotRemoving SnapshotState = "removing"
+)
+
+// Consistency is what could be promised at the instant of a snapshot.
+type Consistency string
+
+// The consistencies, best first.
+const (
+	ConsistencyOff          Consistency = "off"
+	ConsistencyFrozen       Consistency = "frozen"
+	ConsistencyPaused       Consistency = "paused"
+	ConsistencyCrash        Consistency = "crash"
+	ConsistencyCrashPerDisk Consistency = "crash-per-disk"
+)
+
+// SnapshotMeta is what a store keeps with each volume of a snapshot set, so that
+// no other record is needed: LVM tags, a manifest beside image files.
+type SnapshotMeta struct {
+	Set         string // identity of the set, equal on all of its volumes
+	Name        string // the user's name for it
+	DomainName  string
+	DomainUUID  string // "" where the domain has none
+	Disk        Disk   // the disk as it was configured at that instant
+	DiskCount   int    // how many volumes the complete set has
+	Created     time.Time
+	Consistency Consistency
+	State       SnapshotState
+	Expires     time.Time // zero: never
+	Hold        bool
+}
+
+// Snapshot is one volume of a snapshot set.
+type Snapshot struct {
+	SnapshotMeta
+	Volume    Volume
+	Origin    string // ID of the volume that it is a snapshot of
+	UsedBytes int64  // space held by the snapshot itself
+}
+
+// SnapshotRequest asks for a snapshot of one volume.
+type SnapshotRequest struct {
+	Origin Volume
+	Meta   SnapshotMeta
+}
+
+// Snapshotter is a Store that can make snapshots.
+//
+// A set becomes lasting in two steps: Snapshot makes each volume in state pending,
+// Annotate then marks each as active (or filling). Both are durable when they
+// return.
+type Snapshotter interface {
+	// Prepare checks, before anything is paused or touched, that snapshots of all
+	// these volumes together can be made: ErrUnsupported with the reason, ErrNoSpace
+	// with the numbers. running tells whether their domain runs. The guard that it
+	// returns, never nil without an error, keeps what was checked true (a volume that
+	// must be copied stays unwritten) until it is released.
+	Prepare(ctx context.Context, reqs []SnapshotRequest, running bool) (Guard, error)
+	// Snapshot makes one snapshot. The result's State is pending, or filling if its
+	// bytes are still to be copied by Fill; the space is reserved then.
+	Snapshot(ctx context.Context, req SnapshotRequest, g Guard) (Snapshot, error)
+	// Snapshots lists all snapshot volumes in the store's pools, half-made ones included.
+	Snapshots(ctx context.Context) ([]Snapshot, error)
+	// Annotate replaces the meta of a snapshot, at once and durably.
+	Annotate(ctx context.Context, s Snapshot, m SnapshotMeta) error
+	// Remove removes a snapshot volume. One that is gone already is no error.
+	Remove(ctx context.Context, s Snapshot) error
+	// Repair removes what a crash may have left of any operation and what no snapshot
+	// in Snapshots accounts for (temporary files). It is called at the daemon's start with
+	// the host's lock held.
+	Repair(ctx context.Context) error
+}
+
+// Guard keeps the preconditions of a snapshot true.
+type Guard interface {
+	// Broken says why what Prepare checked is no longer true, nil while it is.
+	Broken() error
+	// Exclusive tells whether the guard makes sure that nobody writes to the volumes.
+	Exclusive() bool
+	// Release ends the guard. Safe to call more than once.
+	Release()
+}
+
+// Filler is a Snapshotter some of whose snapshots must be copied after they were
+// reserved.
+type Filler interface {
+	// Fill copies the bytes of a snapshot whose State is filling; the guard of its
+	// Prepare must still hold. progress is called now and then with bytes done of bytes in all.
+	// On error the snapshot is to be removed.
+	Fill(ctx context.Context, s Snapshot, g Guard, progress func(done, total int64)) error
+}
+
+// Resizer is a Store that can grow volumes.
+type Resizer interface {
+	// Resize grows v to at least sizeBytes, rounded up to what the store allots, and
+	// returns the size that it has then. It never shrinks: ErrPermission.
+	Resize(ctx context.Context, v Volume, sizeBytes int64) (int64, error)
+	// RoundSize says what sizeBytes rounds up to for v.
+	RoundSize(v Volume, sizeBytes int64) int64
+}
