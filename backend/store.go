@@ -16,6 +16,8 @@ type Volume struct {
 	// Generation changes whenever the bytes may have changed or the volume was
 	// replaced; readers of anything cached compare it.
 	Generation uint64
+	// ModTime is when the bytes last changed; zero where the store cannot tell.
+	ModTime time.Time
 	// Holder names who has the volume open (a process, a loop device), "" if nobody
 	// that counts: such a volume's domain is running.
 	Holder string

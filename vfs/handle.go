@@ -1,0 +1,123 @@
+package vfs
+
+import (
+	"errors"
+	"io"
+	"sync"
+
+	"domfs/backend"
+	"domfs/control"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// handle is an open file or virtual directory: exactly one of text, data, events and dir.
+type handle struct {
+	mu     sync.Mutex // text and dir
+	text   *textHandle
+	data   *dataHandle
+	events *eventStream
+	dir    *dirHandle
+
+	setID string // of the snapshot that it keeps from being removed
+}
+
+func (f *fileSystem) addHandle(h *handle) uint64 {
+	f.handleMu.Lock()
+	defer f.handleMu.Unlock()
+	id := f.nextHandle
+	f.nextHandle++
+	f.handles[id] = h
+	return id
+}
+
+func (f *fileSystem) handle(id uint64) *handle {
+	f.handleMu.RLock()
+	defer f.handleMu.RUnlock()
+	return f.handles[id]
+}
+
+func (f *fileSystem) dropHandle(id uint64) {
+	f.handleMu.Lock()
+	h := f.handles[id]
+	delete(f.handles, id)
+	f.handleMu.Unlock()
+	if h == nil {
+		return
+	}
+	if h.data != nil {
+		f.releaseBacking(h.data)
+		h.data.release()
+	}
+	if h.events != nil {
+		h.events.close()
+	}
+	f.openSets.remove(h.setID, h)
+}
+
+func (h *handle) read(c *call, off int64, buf []byte) (fuse.ReadResult, error) {
+	switch {
+	case h.text != nil:
+		return h.readText(c, off, buf)
+	case h.events != nil:
+		return h.events.read(c, buf)
+	case h.data != nil:
+		return h.data.read(c, off, buf)
+	}
+	return nil, backend.ErrIsDirectory
+}
+
+// dataHandle is an open file of a guest, or a volume's raw.
+type dataHandle struct {
+	vol     *control.Volume
+	data    backend.File
+	close   func() error
+	slot    *slot // of a guest's file
+	backing *node // whose passthrough this handle uses
+}
+
+func (d *dataHandle) release() {
+	if d.close != nil {
+		d.close()
+	}
+	d.vol.Release()
+}
+
+// read answers by splicing where the bytes lie in one run of a host file.
+func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, error) {
+	if off >= d.data.Size() || len(buf) == 0 {
+		return fuse.ReadResultData(nil), nil
+	}
+	want := min(int64(len(buf)), d.data.Size()-off)
+	if l, ok := d.data.(backend.Locator); ok && want >= spliceMin {
+		if loc, ok := l.Locate(off, want); ok && loc.Length >= want {
+			return fuse.ReadResultFd(loc.FD, loc.Offset, int(want)), nil
+		}
+	}
+	n, err := d.data.ReadAt(buf[:want], off)
+	if n == int(want) || errors.Is(err, io.EOF) {
+		err = nil
+	}
+	if err != nil {
+		// A short answer would be taken for the file's end.
+		if d.slot != nil {
+			return nil, c.fs.damaged(d.slot, "read", err)
+		}
+		return nil, err
+	}
+	return fuse.ReadResultData(buf[:n]), nil
+}
+
+// spliceMin is the size in bytes below which copying is cheaper than splicing.
+const spliceMin = 16 << 10
+
+func (d *dataHandle) seek(off int64, whence uint32) (int64, error) {
+	switch whence {
+	case unix.SEEK_DATA:
+		return backend.NextData(d.data, off)
+	case unix.SEEK_HOLE:
+		return backend.NextHole(d.data, off)
+	}
+	return 0, backend.ErrInvalid
+}

@@ -1,0 +1,169 @@
+package vfs
+
+import (
+	"bufio"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"domfs/control"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxTransfer is the largest read, in bytes, and the read-ahead that goes with it.
+	maxTransfer = 1 << 20
+	// maxBackground is how many read-ahead requests may wait at a time.
+	maxBackground = 64
+)
+
+// Options are what a mount is made of.
+type Options struct {
+	Host       *control.Host // not yet started
+	Log        *zap.Logger
+	Mountpoint string
+	AllowOther bool   // let other users in, as the modes shown allow
+	GID        uint32 // the group of domains' directories; 0 the daemon's own
+	Debug      bool   // log each request
+	Version    string // for .domfs/version
+	FSName     string // first field of the mount table; empty for domfs
+}
+
+// Server is a mounted tree.
+type Server struct {
+	fs         *fileSystem
+	fuse       *fuse.Server
+	mountpoint string
+	endOnce    sync.Once
+}
+
+// Mount mounts the tree; when it returns, the mount answers. It takes over the Host's OnDrain
+// and OnChange.
+func Mount(o Options) (*Server, error) {
+	f := newFileSystem(o)
+	o.Host.OnDrain(f.drain)
+	o.Host.OnChange(f.forgetSet)
+	name := o.FSName
+	if name == "" {
+		name = "domfs"
+	}
+	opts := &fuse.MountOptions{
+		AllowOther:           o.AllowOther,
+		Name:                 "domfs",
+		FsName:               name,
+		MaxWrite:             maxTransfer,
+		MaxReadAhead:         maxTransfer,
+		MaxBackground:        maxBackground,
+		EnableSymlinkCaching: true,
+		DirectMount:          os.Geteuid() == 0,
+		Debug:                o.Debug,
+		Logger:               zap.NewStdLog(o.Log),
+		PanicHandler: func(p any) fuse.Status {
+			o.Log.Error("a request failed on a fault of domfs itself", zap.Any("panic", p), zap.Stack("stack"))
+			return fuse.EIO
+		},
+	}
+	if o.Debug {
+		opts.Logger = debugLogger(o.Log)
+	}
+	if o.AllowOther {
+		// The modes that the tree shows decide, guests' ACLs included.
+		opts.Options = append(opts.Options, "default_permissions")
+		opts.EnableAcl = true
+	}
+	server, err := fuse.NewServer(f, o.Mountpoint, opts)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
+	}
+	s := &Server{fs: f, fuse: server, mountpoint: o.Mountpoint}
+	go server.Serve()
+	if err := server.WaitMount(); err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
+	}
+	s.raiseReadAhead()
+	return s, nil
+}
+
+func debugLogger(l *zap.Logger) *log.Logger {
+	std, err := zap.NewStdLogAt(l, zap.DebugLevel)
+	if err != nil {
+		return zap.NewStdLog(l)
+	}
+	return std
+}
+
+// Wait returns when the mount has ended, by whomever.
+func (s *Server) Wait() {
+	s.fuse.Wait()
+	s.end()
+}
+
+// Unmount ends the mount; it fails while a file in it, or a working directory, keeps it busy.
+func (s *Server) Unmount() error {
+	s.end()
+	return s.fuse.Unmount()
+}
+
+// Detach takes the mount out of sight at once; it ends when the last file in it is closed.
+func (s *Server) Detach() error {
+	s.end()
+	return unix.Unmount(s.mountpoint, unix.MNT_DETACH)
+}
+
+// end wakes those who wait for events.
+func (s *Server) end() { s.endOnce.Do(func() { close(s.fs.ending) }) }
+
+// raiseReadAhead sets the mount's read-ahead to what a request may carry: the kernel's default
+// of 128 KiB halves the speed of large reads. It needs root; without, reads are merely slower.
+func (s *Server) raiseReadAhead() {
+	dev, err := deviceOf(s.mountpoint)
+	if err != nil {
+		return
+	}
+	path := filepath.Join("/sys/class/bdi", dev, "read_ahead_kb")
+	if err := os.WriteFile(path, []byte(fmt.Sprint(maxTransfer>>10)), 0); err != nil {
+		s.fs.log.Debug("read-ahead stays at the kernel's default", zap.Error(err))
+	}
+}
+
+// deviceOf finds the major:minor of the mount on path, without touching the mount itself: a
+// daemon that waits for its own answer may wait forever.
+func deviceOf(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(dir, filepath.Base(abs))
+	}
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	dev := ""
+	scanner := bufio.NewScanner(file)
+	for scanner.Scan() {
+		// proc(5): ID, parent ID, major:minor, root, mount point, …
+		fields := strings.Fields(scanner.Text())
+		if len(fields) > 4 && unescapeMountinfo(fields[4]) == abs {
+			dev = fields[2]
+		}
+	}
+	if dev == "" {
+		return "", syscall.ENOENT
+	}
+	return dev, scanner.Err()
+}
+
+// unescapeMountinfo undoes proc(5)'s octal escapes.
+func unescapeMountinfo(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}

@@ -1,0 +1,72 @@
+package vfs
+
+// tree is the whole tree, the public interface, as one literal. domfs(5) and the README say
+// the same; a change here is a change there.
+//
+// A name in angle brackets stands for many: find resolves one, list names all. VOLUME's
+// nodes are in volume, once, because a disk and a partition look the same.
+var tree = entry{kids: []entry{
+	{name: "xenstore", doc: "one directory per domain the host knows, running or not", kids: []entry{
+		{name: "<domain>", doc: "the gate to everything below it", mode: gateMode, list: domains, find: findDomain, kids: []entry{
+			{name: "name", doc: "what the hypervisor calls it", show: domainName},
+			{name: "uuid", doc: "its UUID; empty if the configuration has none", show: domainUUID},
+			{name: "domid", doc: "the hypervisor's number for it; empty while it is off", show: domainID},
+			{name: "state", doc: "off, running, paused, shutdown, crashed or dying", show: domainState},
+			{name: "config", doc: "path of its configuration file", show: domainConfig},
+			{name: "last_error", doc: "the last 16 failures, newest last", show: domainLastError},
+			{name: "disks", doc: "its disks, as its configuration names them", kids: []entry{
+				{name: "<vdev>", doc: "a live disk: a VOLUME, and", list: liveDisks, find: findLiveDisk, volume: true, kids: []entry{
+					{name: "driver", doc: "where the disk lives: file, phy", show: diskDriver},
+					{name: "format", doc: "how its bytes are kept: raw, qcow2, …", show: diskFormat},
+					{name: "source", doc: "the device, path or URL behind it", show: diskSource},
+					{name: "mode", doc: "rw or ro: what the guest may do", show: diskMode},
+					{name: "size", doc: "bytes; write 20G or +10G to grow it", mode: 0o644, show: volumeSize, set: resizeDisk},
+				}},
+			}},
+			{name: "snapshots", doc: "its snapshots", link: domainSnapshotsLink},
+		}},
+	}},
+	{name: "snapshots", doc: "one directory per domain that is known or has snapshots", kids: []entry{
+		{name: "<domain>", doc: "mkdir NAME snapshots every disk at one instant; rmdir, mv", mode: gateMode, list: snapshotDirs, find: findSnapshotDir, mkdir: makeSnapshot, rmdir: removeSnapshot, rename: renameSnapshot, kids: []entry{
+			{name: "<name>", doc: "one snapshot of all disks", list: sets, find: findSet, kids: []entry{
+				{name: "created", doc: "when, RFC 3339 in UTC", show: setCreated},
+				{name: "consistency", doc: "off, frozen, paused, crash or crash-per-disk", show: setConsistency},
+				{name: "state", doc: "active, filling, invalid or removing", show: setState},
+				{name: "expires", doc: "when the daemon removes it: empty, RFC 3339, or +7d when written", mode: 0o644, show: setExpires, set: writeExpires},
+				{name: "hold", doc: "0, or 1 to keep it from being removed", mode: 0o644, show: setHold, set: writeHold},
+				{name: "disks", doc: "its disks, frozen", kids: []entry{
+					{name: "<vdev>", doc: "a disk at that instant: a VOLUME, and", list: setDisks, find: findSetDisk, volume: true, kids: []entry{
+						{name: "driver", doc: "as above", show: diskDriver},
+						{name: "format", doc: "as above", show: diskFormat},
+						{name: "source", doc: "what it was a snapshot of", show: diskSource},
+						{name: "mode", doc: "as above", show: diskMode},
+						{name: "used", doc: "bytes that the snapshot holds", show: diskUsed},
+					}},
+				}},
+			}},
+		}},
+	}},
+	{name: "stores", doc: "where volumes take their space from", kids: []entry{
+		{name: "<name>", doc: "an image folder, its path with - for /", list: pools, find: findPool, kids: []entry{
+			{name: "driver", doc: "file", show: poolDriver},
+			{name: "size", doc: "bytes", show: poolSize},
+			{name: "free", doc: "bytes", show: poolFree},
+		}},
+	}},
+	{name: ".domfs", doc: "the daemon itself", mode: gateMode, kids: []entry{
+		{name: "version", doc: "what it is", show: daemonVersion},
+		{name: "stats", doc: "counters, one a line: name value", show: daemonStats},
+		{name: "events", doc: "blocks, and streams one JSON object a line", events: true},
+	}},
+}}
+
+// volume is what every VOLUME holds: a disk, and a partition in one.
+var volume = []entry{
+	{name: "size", doc: "bytes", show: volumeSize},
+	{name: "raw", doc: "its bytes", raw: true},
+	{name: "content", doc: "what is on it, in blkid's words; empty if unknown", show: volumeContent},
+	{name: "label", doc: "of that content", show: volumeLabel},
+	{name: "uuid", doc: "of that content", show: volumeUUID},
+	{name: "files", doc: "the guest's files, if content is a filesystem", when: hasFiles, files: true},
+	{name: "p<n>", doc: "a VOLUME for each partition, if content is a partition table", list: parts, find: findPart, volume: true},
+}
