@@ -1,9 +1,17 @@
 // Package control holds the use cases of domfs: what the host looks like now, and
 // the changes to it. It knows no FUSE and no driver, only the interfaces of backend.
+//
+// Reading and changing are apart. Inventory is one reading of everything, cached for a
+// moment; the verbs (Snapshot, Remove, Rename, Resize, SetExpires, SetHold) each take the
+// host's lock, read afresh, and run to their end. The drivers' own records (tags,
+// manifests) are the only state: what a crash leaves is found there by Start.
 package control
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"domfs/backend"
@@ -20,6 +28,8 @@ type Options struct {
 	Filesystems []backend.Filesystem
 	Log         *zap.Logger
 	// LockFile is locked (flock) for each change, so that several daemons on one host take turns.
+	// Empty: the daemon is alone. Files named LockFile + ".fill-" + a set's ID lie beside it
+	// while that set is being copied.
 	LockFile string
 	// LockTimeout is how long a change waits for another one: then ErrBusy. 0 means 30 s.
 	LockTimeout time.Duration
@@ -29,129 +39,166 @@ type Options struct {
 	MaxAge time.Duration
 }
 
+// Limits. A test may change those of its Host.
+type limits struct {
+	read    time.Duration // for one driver's answer while the host is read
+	change  time.Duration // for a whole change, once it has the lock
+	undo    time.Duration // for taking back what a failed change did
+	pause   time.Duration // how long a domain is kept paused, at most
+	open    time.Duration // for opening a volume
+	recheck time.Duration // how long a live volume is trusted without looking again
+	idle    time.Duration // how long a live disk that nobody uses stays open
+	tick    time.Duration // how often expiry looks, at least
+	retry   time.Duration // how soon expiry tries again after a failure
+	disks   int           // how many disks stay open, in use or not
+	fills   int           // how many sets are copied at once
+}
+
+func defaultLimits() limits {
+	return limits{
+		read:    20 * time.Second,
+		change:  10 * time.Minute,
+		undo:    2 * time.Minute,
+		pause:   10 * time.Second,
+		open:    time.Minute,
+		recheck: 500 * time.Millisecond,
+		idle:    5 * time.Second,
+		tick:    time.Minute,
+		retry:   time.Minute,
+		disks:   128,
+		fills:   2,
+	}
+}
+
 // Host is one virtualisation host.
-type Host struct{}
+type Host struct {
+	o      Options
+	log    *zap.Logger
+	lim    limits
+	now    func() time.Time
+	errno  func(error) string
+	stores map[string]backend.Store // by name; never changed after New
+
+	lock      *hostLock
+	inventory inventoryCache
+	drivers   driverStates
+	volumes   *volumeCache
+	making    makingSets
+	fills     fillTable
+	errs      errorLog
+	events    eventHub
+	stats     counters
+
+	onDrain  func(ctx context.Context, setID string) error // set before Start
+	onChange func(Change)                                  // set before Start
+
+	expiryKick chan struct{} // one slot: look again
+	done       context.Context
+	stop       context.CancelFunc
+
+	closeMu sync.RWMutex // held for reading by begin only
+	closed  bool         // guarded by closeMu
+	running sync.WaitGroup
+}
 
 // New makes a Host; it reads nothing yet.
-func New(o Options) *Host { panic("skeleton") }
+func New(o Options) *Host {
+	if o.LockTimeout == 0 {
+		o.LockTimeout = 30 * time.Second
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = 400 * time.Millisecond
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	h := &Host{
+		o:          o,
+		log:        o.Log,
+		lim:        defaultLimits(),
+		now:        time.Now,
+		errno:      o.ErrnoName,
+		stores:     map[string]backend.Store{},
+		lock:       newHostLock(o.LockFile),
+		expiryKick: make(chan struct{}, 1),
+	}
+	if h.errno == nil {
+		h.errno = func(error) string { return "EIO" }
+	}
+	for _, s := range o.Stores {
+		if _, ok := h.stores[s.Name()]; !ok {
+			h.stores[s.Name()] = s
+		}
+	}
+	h.done, h.stop = context.WithCancel(context.Background())
+	h.drivers.init()
+	h.errs.init()
+	h.fills.init(h.lim.fills)
+	h.volumes = newVolumeCache(h)
+	return h
+}
 
 // Start repairs what a crash left (half-made snapshot sets, temporary files), then
-// begins to honour expiry.
-func (h *Host) Start(ctx context.Context) error { panic("skeleton") }
+// begins to honour expiry. What cannot be repaired now is logged, and no error: the
+// rest of the host is to be seen all the same. The error is that the lock could not be
+// had, or the host not be read at all.
+func (h *Host) Start(ctx context.Context) error {
+	if err := h.repair(ctx); err != nil {
+		return err
+	}
+	return h.spawn(h.expiryLoop)
+}
 
 // Close waits for changes under way, ends copies (their snapshots are removed) and
-// closes every device.
-func (h *Host) Close() error { panic("skeleton") }
-
-// Inventory is one reading of the host. It is never changed once returned.
-type Inventory struct {
-	Domains   []*Domain      // sorted by name
-	Snapshots []*SnapshotDir // sorted by name; one for each domain, and for each that is gone but has snapshots
-	Pools     []backend.Pool // sorted by name
+// closes every device. The error says that volumes are still acquired: those are closed
+// when they are released.
+func (h *Host) Close() error {
+	h.closeMu.Lock()
+	h.closed = true
+	h.closeMu.Unlock()
+	h.stop()
+	h.fills.cancelAll()
+	h.running.Wait()
+	return h.volumes.close()
 }
 
-// Domain is one domain of the host with the volumes behind its disks.
-type Domain struct {
-	backend.Domain // State is running also where somebody holds a disk open
-	Holder         string
-	Volumes        []backend.Volume // one for each of Disks
-	SnapshotDir    string           // name of its directory in snapshots/
+var errClosing = fmt.Errorf("the daemon is ending: %w", backend.ErrBusy)
+
+// begin counts something that Close has to wait for.
+func (h *Host) begin() (end func(), err error) {
+	h.closeMu.RLock()
+	defer h.closeMu.RUnlock()
+	if h.closed {
+		return nil, errClosing
+	}
+	h.running.Add(1)
+	return h.running.Done, nil
 }
 
-// SnapshotDir is the directory of one domain's snapshots.
-type SnapshotDir struct {
-	Name   string
-	Domain *Domain // nil if the domain is gone
-	Sets   []*Set  // sorted by name
+// spawn runs f in a goroutine that Close waits for; f ends when h.done does.
+func (h *Host) spawn(f func()) error {
+	end, err := h.begin()
+	if err != nil {
+		return err
+	}
+	go func() {
+		defer end()
+		f()
+	}()
+	return nil
 }
-
-// Set is a snapshot of all disks of a domain.
-type Set struct {
-	ID          string
-	Name        string
-	DomainUUID  string
-	DomainName  string // when it was made
-	Created     time.Time
-	Consistency backend.Consistency
-	State       backend.SnapshotState
-	Expires     time.Time // zero: never
-	Hold        bool
-	Disks       []backend.Snapshot // sorted by vdev as the configuration had them
-}
-
-// Inventory reads the host, or returns a reading not older than Options.MaxAge in which
-// every change of this Host that has ended is seen.
-func (h *Host) Inventory(ctx context.Context) (*Inventory, error) { panic("skeleton") }
-
-// Domain finds a domain by name, nil if there is none.
-func (inv *Inventory) Domain(name string) *Domain { panic("skeleton") }
-
-// SnapshotDir finds a snapshot directory by name, nil if there is none.
-func (inv *Inventory) SnapshotDir(name string) *SnapshotDir { panic("skeleton") }
-
-// Set finds a set by name, nil if there is none.
-func (d *SnapshotDir) Set(name string) *Set { panic("skeleton") }
-
-// Disk finds a disk's index by vdev, -1 if there is none.
-func (d *Domain) Disk(vdev string) int { panic("skeleton") }
-
-// Disk finds a disk's snapshot by vdev, nil if there is none.
-func (s *Set) Disk(vdev string) *backend.Snapshot { panic("skeleton") }
-
-// The changes. Each takes the host's lock, acts on a fresh inventory, runs to its end
-// whatever becomes of ctx's cancellation, and records a failure in LastErrors, the log and events.
-// dir is a SnapshotDir's name; value is what the user wrote, less one newline at its end.
-
-// Snapshot makes a snapshot of every disk of a domain.
-func (h *Host) Snapshot(ctx context.Context, dir, name string) error { panic("skeleton") }
-
-// Remove removes a snapshot set.
-func (h *Host) Remove(ctx context.Context, dir, name string) error { panic("skeleton") }
-
-// Rename renames a snapshot set within its domain.
-func (h *Host) Rename(ctx context.Context, dir, oldName, newName string) error { panic("skeleton") }
-
-// Resize grows a live disk: value is a size or +size, as ParseSize reads it.
-func (h *Host) Resize(ctx context.Context, domain, vdev, value string) error { panic("skeleton") }
-
-// SetExpires sets when the daemon removes a set: "" never, RFC 3339, or +7d.
-func (h *Host) SetExpires(ctx context.Context, dir, name, value string) error { panic("skeleton") }
-
-// SetHold sets or clears a set's hold: "0" or "1".
-func (h *Host) SetHold(ctx context.Context, dir, name, value string) error { panic("skeleton") }
-
-// Failed records a failure of op that happened outside of the verbs above (opening a
-// disk, a refused gesture), and returns err. The same sentence again only renews its time.
-func (h *Host) Failed(domain, op string, err error) error { panic("skeleton") }
-
-// LastErrors is the text of a domain's last_error: up to 16 lines, newest last; each is
-// number, RFC 3339 time, operation, errno name and a sentence, separated by one space.
-func (h *Host) LastErrors(domain string) []byte { panic("skeleton") }
-
-// Event is one thing that happened; it is marshalled as one JSON object.
-type Event struct {
-	Time     time.Time `json:"time"`
-	Event    string    `json:"event"` // snapshot, remove, rename, resize, fill, error, warning, expire, …
-	Domain   string    `json:"domain,omitempty"`
-	Snapshot string    `json:"snapshot,omitempty"`
-	Disk     string    `json:"disk,omitempty"`
-	Errno    string    `json:"errno,omitempty"`
-	Message  string    `json:"message,omitempty"`
-	Done     int64     `json:"done_bytes,omitempty"`
-	Total    int64     `json:"total_bytes,omitempty"`
-	Took     float64   `json:"took_seconds,omitempty"`
-}
-
-// Events calls f with each event from now on until cancel is called. f must not block.
-func (h *Host) Events(f func(Event)) (cancel func()) { panic("skeleton") }
 
 // OnDrain sets what Remove and expiry call first: it waits until no file of the set is
-// open, or fails with ErrBusy naming who has one open. Set once, before Start.
-func (h *Host) OnDrain(f func(ctx context.Context, setID string) error) { panic("skeleton") }
+// open, or fails with ErrBusy naming who has one open. Set once, before Start. It is called
+// with the host's lock held, so its wait must be short.
+func (h *Host) OnDrain(f func(ctx context.Context, setID string) error) { h.onDrain = f }
 
 // OnChange sets what is called after each change that may make a cached name or
-// attribute wrong, with no lock held. Set once, before Start.
-func (h *Host) OnChange(f func(Change)) { panic("skeleton") }
+// attribute wrong, with no lock held. Set once, before Start. It is called, before the verb
+// returns, by the goroutine that made the change or that noticed it while reading the
+// host; f may be called by several at once. It must not wait for the kernel: the kernel
+// may be waiting for that very goroutine.
+func (h *Host) OnChange(f func(Change)) { h.onChange = f }
 
 // Change says what a change touched.
 type Change struct {
@@ -161,5 +208,21 @@ type Change struct {
 	Gone   bool   // the set was removed
 }
 
-// Stats are counters for .domfs/stats.
-func (h *Host) Stats() map[string]int64 { panic("skeleton") }
+func (h *Host) notify(cs ...Change) {
+	if h.onChange == nil {
+		return
+	}
+	for _, c := range cs {
+		h.onChange(c)
+	}
+}
+
+// contextError says that ctx ended while waiting for what. The deadline is ErrTimeout;
+// cancellation stays context.Canceled.
+func contextError(ctx context.Context, what string) error {
+	err := ctx.Err()
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", what, backend.ErrTimeout)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

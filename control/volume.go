@@ -2,6 +2,11 @@ package control
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
 
 	"domfs/backend"
 )
@@ -15,44 +20,173 @@ type VolumeRef struct {
 	Path   string // "" the disk, "p1", "p1/p5"
 }
 
-// Volume is what the tree shows as a VOLUME: a disk, or a partition in one. It is open
-// as long as it is acquired.
-type Volume struct{}
+// maxPartDepth is how deep partition tables are followed into partitions.
+const maxPartDepth = 4
+
+// parsePath reads a VolumeRef's Path.
+func parsePath(path string) ([]int, error) {
+	if path == "" {
+		return nil, nil
+	}
+	var out []int
+	for name := range strings.SplitSeq(path, "/") {
+		digits, ok := strings.CutPrefix(name, "p")
+		n, err := strconv.ParseInt(digits, 10, 32)
+		if !ok || err != nil || !isDigits(digits) || digits[0] == '0' || len(out) == maxPartDepth {
+			return nil, unrecorded{fmt.Errorf("no partition is called %s: %w", oneLine(path), backend.ErrNotExist)}
+		}
+		out = append(out, int(n))
+	}
+	return out, nil
+}
+
+// unrecorded is an error that is no failure to be recorded: a name looked up in vain, or
+// what has been recorded where it happened.
+type unrecorded struct{ error }
+
+func (e unrecorded) Unwrap() error { return e.error }
 
 // Volume opens a disk, or a partition in one, and acquires it: the caller must Release it.
 // Volumes are cached: opening the same one again is cheap. A live volume whose Generation changed is
-// opened anew. While a snapshot is filling it waits, until ctx ends.
-func (h *Host) Volume(ctx context.Context, ref VolumeRef) (*Volume, error) { panic("skeleton") }
+// opened anew. While a snapshot is filling it waits, until ctx ends; if its copy fails,
+// ErrIO. A failure to open is recorded (Failed).
+func (h *Host) Volume(ctx context.Context, ref VolumeRef) (*Volume, error) {
+	where := origin{domain: ref.Domain}
+	v, err := h.volume(ctx, ref, &where)
+	var quiet unrecorded
+	switch {
+	case err == nil:
+		return v, nil
+	case errors.As(err, &quiet), errors.Is(err, context.Canceled), errors.Is(err, errClosing):
+		return nil, err
+	}
+	return nil, h.Failed(where.domain, "open", err)
+}
 
-// Acquire takes another reference; false if the volume was closed or has changed
-// underneath, and must be opened anew.
-func (v *Volume) Acquire() bool { panic("skeleton") }
+func (h *Host) volume(ctx context.Context, ref VolumeRef, where *origin) (*Volume, error) {
+	numbers, err := parsePath(ref.Path)
+	if err != nil {
+		return nil, err
+	}
+	// Between finding and acquiring, the disk may be closed again.
+	const tries = 5
+	for range tries {
+		v, err := h.volumes.acquire(ctx, ref, where)
+		if err != nil {
+			return nil, err
+		}
+		if v == nil {
+			continue
+		}
+		for _, n := range numbers {
+			child, err := v.child(n)
+			if err != nil {
+				v.Release()
+				return nil, err
+			}
+			v = child // the reference is the disk's, so it goes along
+		}
+		return v, nil
+	}
+	return nil, fmt.Errorf("disk %s changes faster than it can be opened: %w", ref.VDev, backend.ErrBusy)
+}
 
-// Release gives one reference back. The last one lets the device be closed.
-func (v *Volume) Release() { panic("skeleton") }
+// origin is where the bytes of a disk come from.
+type origin struct {
+	volume   backend.Volume
+	frozen   bool
+	running  bool
+	domain   string // what failures are filed under
+	snapshot string
+	disk     string // for messages: "disk xvda of web01"
+	read     time.Time
+}
 
-// Ref is what the volume was opened by.
-func (v *Volume) Ref() VolumeRef { panic("skeleton") }
+// resolve finds the volume that ref's disk is, and waits for it if it is being copied.
+func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
+	if ref.SetID == "" {
+		return h.resolveLive(ctx, ref, o)
+	}
+	waited := false
+	for {
+		inv, err := h.Inventory(ctx)
+		if err != nil {
+			return err
+		}
+		d, s := inv.set(ref.SetID)
+		switch {
+		case s == nil && waited:
+			return unrecorded{fmt.Errorf("the snapshot's copy failed, and it is removed: %w", backend.ErrIO)}
+		case s == nil, s.State == backend.SnapshotRemoving:
+			return unrecorded{fmt.Errorf("the snapshot is gone: %w", backend.ErrNotExist)}
+		}
+		k := s.Disk(ref.VDev)
+		if k == nil {
+			return unrecorded{fmt.Errorf("snapshot %s has no disk %s: %w", s.Name, ref.VDev, backend.ErrNotExist)}
+		}
+		*o = origin{volume: k.Volume, frozen: true, domain: d.domainName(), snapshot: s.Name, read: inv.began,
+			disk: fmt.Sprintf("disk %s in snapshot %s of %s", ref.VDev, s.Name, d.Name)}
+		switch {
+		case k.State == backend.SnapshotInvalid:
+			return fmt.Errorf("%s is invalid: its copy-on-write space has filled up: %w", o.disk, backend.ErrIO)
+		case k.State == backend.SnapshotFilling:
+			waited = true
+			if err := h.waitFilled(ctx, ref.SetID, o.disk); err != nil {
+				return err
+			}
+			continue
+		case k.Volume.Err != nil:
+			return fmt.Errorf("%s: %w", o.disk, k.Volume.Err)
+		}
+		return nil
+	}
+}
 
-// Frozen tells whether the bytes can never change: a snapshot's.
-func (v *Volume) Frozen() bool { panic("skeleton") }
+// fillPoll is how often it is looked whether a copy that another daemon makes has ended.
+const fillPoll = 300 * time.Millisecond
 
-// Running tells whether it is a live disk of a domain that runs (as of when it was opened): then it
-// has no files.
-func (v *Volume) Running() bool { panic("skeleton") }
+func (h *Host) waitFilled(ctx context.Context, setID, disk string) error {
+	f := h.fills.find(setID)
+	if f == nil {
+		t := time.NewTimer(fillPoll)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			return nil
+		case <-h.done.Done():
+			return errClosing
+		case <-ctx.Done():
+			return contextError(ctx, disk+" is still being copied")
+		}
+	}
+	select {
+	case <-f.done:
+		if f.err != nil {
+			return unrecorded{f.err}
+		}
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx, disk+" is still being copied")
+	}
+}
 
-// Device is the bytes.
-func (v *Volume) Device() backend.Device { panic("skeleton") }
-
-// Content says what is on it; probed once.
-func (v *Volume) Content() (backend.Content, error) { panic("skeleton") }
-
-// Parts lists the partitions, read once; none where Content is not a partition table or the
-// depth is at its maximum. A live disk of a running domain has its partitions, too.
-func (v *Volume) Parts() ([]backend.Part, error) { panic("skeleton") }
-
-// HasFiles tells whether there is a filesystem driver for the Content and FS may be called.
-func (v *Volume) HasFiles() bool { panic("skeleton") }
-
-// FS opens the filesystem, once; it lives as long as the volume.
-func (v *Volume) FS() (backend.FS, error) { panic("skeleton") }
+func (h *Host) resolveLive(ctx context.Context, ref VolumeRef, o *origin) error {
+	inv, err := h.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	d := inv.Domain(ref.Domain)
+	if d == nil {
+		return unrecorded{fmt.Errorf("there is no domain %s: %w", ref.Domain, backend.ErrNotExist)}
+	}
+	i := d.Disk(ref.VDev)
+	if i < 0 {
+		return unrecorded{fmt.Errorf("%s has no disk %s: %w", ref.Domain, ref.VDev, backend.ErrNotExist)}
+	}
+	*o = origin{volume: d.Volumes[i], running: d.isRunning(), domain: d.Name, read: inv.began,
+		disk: fmt.Sprintf("disk %s of %s", ref.VDev, d.Name)}
+	if err := o.volume.Err; err != nil {
+		return fmt.Errorf("%s: %w", o.disk, err)
+	}
+	return nil
+}

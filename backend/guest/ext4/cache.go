@@ -1,0 +1,103 @@
+package ext4
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	cacheBytes     = 12 << 20 // of metadata held for one filesystem
+	readaheadBytes = 64 << 10 // of a directory, in one read
+	inodeRunBytes  = 32 << 10 // of an inode table, in one read
+)
+
+// cacheKey is a run of blocks.
+type cacheKey struct {
+	block uint64
+	n     int
+}
+
+// checked says as what a block was found right, so that it is checked once.
+type checked struct {
+	kind   string
+	ino    uint32
+	depth  int
+	lo, hi uint64
+}
+
+// cached is a run of metadata blocks. Its data are never changed, and stay valid after
+// the cache has dropped it.
+type cached struct {
+	key        cacheKey
+	data       []byte
+	checked    atomic.Pointer[checked]
+	prev, next *cached // guarded by cache.mu
+}
+
+// rightAs tells whether the block was found right as c before.
+func (b *cached) rightAs(c checked) bool {
+	p := b.checked.Load()
+	return p != nil && *p == c
+}
+
+func (b *cached) setRight(c checked) { b.checked.Store(&c) }
+
+// cache holds the metadata blocks that were used last.
+type cache struct {
+	mu    sync.Mutex
+	max   int                  // bytes
+	bytes int                  // guarded by mu
+	runs  map[cacheKey]*cached // guarded by mu
+	ring  cached               // guarded by mu; next is the one used last, prev the one to drop
+}
+
+func newCache(maxBytes int) *cache {
+	c := &cache{max: maxBytes}
+	c.clear()
+	return c
+}
+
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bytes, c.runs = 0, map[cacheKey]*cached{}
+	c.ring.prev, c.ring.next = &c.ring, &c.ring
+}
+
+// lookup returns the run, or nil.
+func (c *cache) lookup(key cacheKey) *cached {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.runs[key]
+	if b != nil && c.ring.next != b {
+		b.prev.next, b.next.prev = b.next, b.prev
+		c.pushLocked(b)
+	}
+	return b
+}
+
+// insert adds a run, and returns the one that is cached: another one may have been faster.
+func (c *cache) insert(key cacheKey, data []byte) *cached {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.runs[key]; b != nil {
+		return b
+	}
+	b := &cached{key: key, data: data}
+	c.runs[key] = b
+	c.bytes += len(data)
+	c.pushLocked(b)
+	for c.bytes > c.max && c.ring.prev != b {
+		old := c.ring.prev
+		old.prev.next, old.next.prev = old.next, old.prev
+		old.prev, old.next = nil, nil
+		delete(c.runs, old.key)
+		c.bytes -= len(old.data)
+	}
+	return b
+}
+
+func (c *cache) pushLocked(b *cached) {
+	b.prev, b.next = &c.ring, c.ring.next
+	b.prev.next, b.next.prev = b, b
+}

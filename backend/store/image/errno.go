@@ -1,0 +1,78 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"domfs/backend"
+
+	"golang.org/x/sys/unix"
+)
+
+// sentinels says which of backend's errors an errno is.
+var sentinels = map[unix.Errno]error{
+	unix.ENOENT:       backend.ErrNotExist,
+	unix.ENOTDIR:      backend.ErrNotDir,
+	unix.EISDIR:       backend.ErrIsDirectory,
+	unix.EEXIST:       backend.ErrExist,
+	unix.EACCES:       backend.ErrAccess,
+	unix.EPERM:        backend.ErrPermission,
+	unix.EROFS:        backend.ErrReadOnly,
+	unix.ENOSPC:       backend.ErrNoSpace,
+	unix.EDQUOT:       backend.ErrNoSpace,
+	unix.EBUSY:        backend.ErrBusy,
+	unix.ETXTBSY:      backend.ErrBusy,
+	unix.EAGAIN:       backend.ErrBusy,
+	unix.ELOOP:        backend.ErrInvalid,
+	unix.EINVAL:       backend.ErrInvalid,
+	unix.EFBIG:        backend.ErrInvalid,
+	unix.ENAMETOOLONG: backend.ErrTooLong,
+	unix.EOPNOTSUPP:   backend.ErrUnsupported,
+	unix.ENOSYS:       backend.ErrUnsupported,
+	unix.ENOTTY:       backend.ErrUnsupported,
+	unix.EXDEV:        backend.ErrUnsupported,
+	unix.ESTALE:       backend.ErrStale,
+	unix.ENXIO:        backend.ErrNoDevice,
+	unix.ENODEV:       backend.ErrNoDevice,
+	unix.ETIMEDOUT:    backend.ErrTimeout,
+}
+
+// hints says what to do, where the errno alone does not.
+var hints = map[unix.Errno]string{
+	unix.EACCES: "run domfs as root, or allow its user to read it",
+	unix.EPERM:  "run domfs as root",
+	unix.EROFS:  "mount its filesystem read-write",
+	unix.EDQUOT: "raise the quota or free space",
+	unix.ENOSPC: "free space on its filesystem",
+	unix.ELOOP:  "its symbolic links go in circles",
+}
+
+// failed is the error of op on path: a sentence that wraps one of backend's sentinels.
+// What is no errno is wrapped as it is.
+func failed(op, path string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		if errors.Is(err, fs.ErrClosed) {
+			return fmt.Errorf("%s %s: it was closed: %w", op, path, backend.ErrStale)
+		}
+		return fmt.Errorf("%s %s: %w", op, path, err)
+	}
+	sentinel := sentinels[errno]
+	if sentinel == nil {
+		sentinel = backend.ErrIO
+	}
+	text := errno.Error()
+	if hint := hints[errno]; hint != "" {
+		text += ": " + hint
+	}
+	return fmt.Errorf("%s %s: %w (%s)", op, path, sentinel, text)
+}
+
+// also is err, with what went wrong when it was cleaned up after; in one line.
+func also(err, cleanup error) error {
+	if cleanup == nil {
+		return err
+	}
+	return fmt.Errorf("%w; and cleaning up failed: %w", err, cleanup)
+}

@@ -1,0 +1,392 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"domfs/backend"
+	"domfs/backend/fault"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	_ backend.Store       = (*Store)(nil)
+	_ backend.Snapshotter = (*Store)(nil)
+	_ backend.Filler      = (*Store)(nil)
+	_ backend.Resizer     = (*Store)(nil)
+)
+
+// The modes of a copy: while it is being filled, and for good. Which of them it has
+// tells, durably, whether all its bytes are there.
+const (
+	modeFilling  = 0o600
+	modeComplete = 0o400
+)
+
+// Snapshot implements backend.Snapshotter: the state of what it returns is filling if Fill must
+// copy the bytes. If it fails, nothing is left.
+func (s *Store) Snapshot(ctx context.Context, req backend.SnapshotRequest, g backend.Guard) (backend.Snapshot, error) {
+	if err := checkRequest(req); err != nil {
+		return backend.Snapshot{}, err
+	}
+	own, origin, err := s.guardOf(g, req.Origin.ID)
+	if err != nil {
+		return backend.Snapshot{}, err
+	}
+	m := member{folder: filepath.Dir(req.Origin.ID), set: req.Meta.Set, vdev: req.Meta.Disk.VDev}
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	set, err := makeSet(m.folder, m.set)
+	if err != nil {
+		_ = pruneSet(m.folder, m.set) // it can fail only as makeSet did
+		return backend.Snapshot{}, err
+	}
+	defer set.Close()
+	fault.Point("image.snapshot.folder")
+	snap, err := s.makeMember(set, m, req, own, origin)
+	if err != nil {
+		return backend.Snapshot{}, also(err, pruneSet(m.folder, m.set))
+	}
+	return snap, nil
+}
+
+// makeMember makes a copy and its manifest; on failure it removes both.
+func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *guard, origin *guardedImage) (snap backend.Snapshot, err error) {
+	for _, name := range []string{m.vdev + manifestSuffix, m.vdev + imageSuffix} {
+		if _, err := set.stat(name); err == nil {
+			return snap, fmt.Errorf("snapshot %s: %s is there already: %w", req.Origin.ID, filepath.Join(set.path, name), backend.ErrExist)
+		}
+	}
+	temp := tempName(m.vdev + imageSuffix)
+	if err := set.unlink(temp); err != nil {
+		return snap, err
+	}
+	f, err := set.open(temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, modeFilling)
+	if err != nil {
+		return snap, failed("make", m.path(), err)
+	}
+	defer f.Close()
+	defer func() {
+		if err == nil {
+			return
+		}
+		// The manifest goes first: with it, the copy would be listed.
+		for _, name := range []string{m.vdev + manifestSuffix, temp, m.vdev + imageSuffix} {
+			err = also(err, set.unlink(name))
+		}
+		err = also(err, set.sync())
+	}()
+	fault.Point("image.snapshot.created")
+	filling, err := fillLater(f, req, g, origin)
+	if err != nil {
+		return snap, err
+	}
+	if !filling {
+		if err := f.Chmod(modeComplete); err != nil {
+			return snap, failed("protect", m.path(), err)
+		}
+	}
+	fault.Point("image.snapshot.cloned")
+	if err := f.Sync(); err != nil {
+		return snap, failed("write", m.path(), err)
+	}
+	fault.Point("image.snapshot.synchronised")
+	if err := set.rename(temp, m.vdev+imageSuffix); err != nil {
+		return snap, err
+	}
+	if err := set.sync(); err != nil {
+		return snap, err
+	}
+	fault.Point("image.snapshot.renamed")
+	st, err := statFile(f, m.path())
+	if err != nil {
+		return snap, err
+	}
+	man := newManifest(pending(req.Meta), req.Origin.ID, st.Size)
+	if err := man.write(set, "snapshot"); err != nil {
+		return snap, err
+	}
+	snap = snapshotOf(m, man, st)
+	if filling {
+		snap.State = backend.SnapshotFilling
+	}
+	return snap, nil
+}
+
+// fillLater clones origin into f if that can be done, else reserves the space of a copy: then it returns
+// true.
+func fillLater(f *os.File, req backend.SnapshotRequest, g *guard, origin *guardedImage) (bool, error) {
+	if origin.reflink {
+		err := cloneFile(f, origin.f)
+		if err == nil {
+			return false, origin.broken()
+		}
+		if !cannotClone(err) {
+			return false, failed("clone", origin.path, err)
+		}
+	}
+	if g.running || origin.kept == unkept {
+		return false, origin.cannotCopy(g.s, req.Meta.DomainName, g.running, "")
+	}
+	return true, reserveSpace(f, origin.f, origin.path, origin.seen.size)
+}
+
+// snapshotOf describes a snapshot whose copy has the status st, nil if it is missing.
+func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
+	snap := backend.Snapshot{
+		SnapshotMeta: man.meta(),
+		Origin:       string(man.Origin),
+		Volume: backend.Volume{
+			Store:     storeName,
+			ID:        m.path(),
+			Driver:    driverName,
+			Format:    formatRaw,
+			Pool:      poolName(m.folder),
+			SizeBytes: man.SizeBytes,
+		},
+	}
+	switch {
+	case st == nil:
+		snap.Volume.Err = fmt.Errorf("%s: the copy of this snapshot %w: remove the snapshot", m.path(), backend.ErrNotExist)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != man.SizeBytes:
+		snap.Volume.Err = fmt.Errorf("%s is no file of %d bytes, as this snapshot's copy was: remove the snapshot: %w", m.path(), man.SizeBytes, backend.ErrCorrupt)
+	default:
+		snap.UsedBytes = st.Blocks * 512
+		snap.Volume.Generation = versionOf(st).generation()
+		return snap
+	}
+	if snap.State != backend.SnapshotRemoving {
+		snap.State = backend.SnapshotInvalid
+	}
+	return snap
+}
+
+// Snapshots implements backend.Snapshotter. A folder or manifest that cannot be used is
+// logged, and hides no other.
+func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
+	var snaps []backend.Snapshot
+	for _, folder := range s.knownFolders() {
+		err := s.eachSet(folder, func(_ *dir, set *dir, setName string) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			names, err := set.names(maxSetFiles)
+			if err != nil {
+				return err
+			}
+			for _, name := range names {
+				vdev, ok := strings.CutSuffix(name, manifestSuffix)
+				if !ok || !validName(vdev) {
+					continue
+				}
+				man, err := s.readManifest(set, setName, vdev)
+				if err != nil {
+					s.warnUnread(set, name, err)
+					continue
+				}
+				st, err := set.stat(vdev + imageSuffix)
+				if err != nil {
+					st = nil
+				}
+				snaps = append(snaps, snapshotOf(member{folder, setName, vdev}, man, st))
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("list snapshots of images: %w", ctx.Err())
+		}
+		if err != nil {
+			s.warn(filepath.Join(folder, hiddenName), "snapshots in this folder cannot be listed", err)
+		}
+	}
+	slices.SortFunc(snaps, func(a, b backend.Snapshot) int { return cmp.Compare(a.Volume.ID, b.Volume.ID) })
+	return snaps, nil
+}
+
+// warnUnread logs why a manifest could not be read, unless that was done, or it has just gone.
+func (s *Store) warnUnread(set *dir, name string, err error) {
+	if !errors.Is(err, errDamaged) && !errors.Is(err, backend.ErrNotExist) {
+		s.warn(filepath.Join(set.path, name), "snapshot's manifest cannot be read", err)
+	}
+}
+
+// eachSet calls f for each set's folder in the hidden folder beside the images of folder.
+// A set that cannot be opened is logged.
+func (s *Store) eachSet(folder string, f func(hidden, set *dir, name string) error) error {
+	top, err := openFolder(folder)
+	if errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrNotDir) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	hidden, err := top.sub(hiddenName)
+	if errors.Is(err, backend.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer hidden.Close()
+	names, err := hidden.names(maxSets)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !validName(name) {
+			continue
+		}
+		set, err := hidden.sub(name)
+		if errors.Is(err, backend.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			s.warn(filepath.Join(hidden.path, name), "snapshot set cannot be read", err)
+			continue
+		}
+		err = f(hidden, set, name)
+		set.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memberOf finds where a snapshot lies.
+func memberOf(snap backend.Snapshot) (member, error) {
+	m, ok := memberAt(snap.Volume.ID)
+	if !ok || snap.Volume.Store != storeName {
+		return m, fmt.Errorf("%s is no snapshot of an image: %w", snap.Volume.ID, backend.ErrInvalid)
+	}
+	return m, nil
+}
+
+// Annotate implements backend.Snapshotter. A snapshot whose bytes are not all there cannot
+// become active.
+func (s *Store) Annotate(ctx context.Context, snap backend.Snapshot, meta backend.SnapshotMeta) error {
+	m, err := memberOf(snap)
+	if err != nil {
+		return err
+	}
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	return s.annotateLocked(m, meta, "annotate")
+}
+
+// annotateLocked rewrites a manifest. changes is held.
+func (s *Store) annotateLocked(m member, meta backend.SnapshotMeta, op string) error {
+	set, err := openSet(m.folder, m.set)
+	if err != nil {
+		return err
+	}
+	defer set.Close()
+	old, err := s.readManifest(set, m.set, m.vdev)
+	if err != nil {
+		return err
+	}
+	if meta.Set != m.set || meta.Disk.VDev != m.vdev {
+		return fmt.Errorf("annotate %s: a snapshot cannot move to the set %q or the disk %q: %w", m.path(), meta.Set, meta.Disk.VDev, backend.ErrInvalid)
+	}
+	if meta.State == backend.SnapshotActive {
+		st, err := set.stat(m.vdev + imageSuffix)
+		if err != nil {
+			return failed("annotate", m.path(), err)
+		}
+		if st.Mode&0o200 != 0 {
+			return fmt.Errorf("annotate %s: its bytes have not all been copied: %w", m.path(), backend.ErrInvalid)
+		}
+	}
+	return newManifest(meta, string(old.Origin), old.SizeBytes).write(set, op)
+}
+
+// Remove implements backend.Snapshotter. The manifest says removing before the first byte
+// goes, and goes last. A copy that another process is filling is ErrBusy.
+func (s *Store) Remove(ctx context.Context, snap backend.Snapshot) error {
+	m, err := memberOf(snap)
+	if err != nil {
+		return err
+	}
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	set, err := openSet(m.folder, m.set)
+	if errors.Is(err, backend.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer set.Close()
+	if err := checkNotFilling(set, m); err != nil {
+		return err
+	}
+	old, err := s.readManifest(set, m.set, m.vdev)
+	switch {
+	case err == nil && old.State != backend.SnapshotRemoving:
+		meta := old.meta()
+		meta.State = backend.SnapshotRemoving
+		// On a full disk there is no room to say so. Then the manifest goes first: what
+		// is left if that is interrupted, Repair removes.
+		if err := s.annotateLocked(m, meta, "remove"); errors.Is(err, backend.ErrNoSpace) {
+			if err := removeFile(set, m.vdev+manifestSuffix); err != nil {
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
+	case err != nil && !errors.Is(err, backend.ErrNotExist) && !errors.Is(err, errDamaged):
+		return err
+	}
+	for _, name := range []string{m.vdev + imageSuffix, m.vdev + manifestSuffix} {
+		if err := removeFile(set, name); err != nil {
+			return err
+		}
+		fault.Point("image.remove.unlinked")
+	}
+	if err := pruneSet(m.folder, m.set); err != nil {
+		return err
+	}
+	fault.Point("image.remove.folder")
+	return nil
+}
+
+// removeFile removes a file durably.
+func removeFile(set *dir, name string) error {
+	if err := set.unlink(name); err != nil {
+		return err
+	}
+	return set.sync()
+}
+
+// checkNotFilling refuses to touch a copy that a Fill is writing to.
+func checkNotFilling(set *dir, m member) error {
+	f, err := set.open(m.vdev+imageSuffix, unix.O_RDONLY, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+		return nil // nothing that can be filled
+	}
+	if err != nil {
+		return failed("open", m.path(), err)
+	}
+	defer f.Close()
+	if err := lockFilling(f); err != nil {
+		return fmt.Errorf("%s is being filled by another daemon: wait for it: %w", m.path(), err)
+	}
+	return nil
+}
+
+// lockFilling takes the lock that a Fill holds on its copy, until f is closed.
+func lockFilling(f *os.File) error {
+	err := control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return backend.ErrBusy
+	}
+	return nil // a filesystem without locks has no second host's daemon either
+}

@@ -1,0 +1,18 @@
+// Package phy is the store of block devices that no other store knows: a partition, a
+// whole disk, an iSCSI LUN. They can be read, and not snapshotted.
+//
+// Reads go past the host's page cache (open(2), O_DIRECT): a guest's writes do not go
+// through it, so that a page read once would stay stale.
+//
+// Volume.Generation is made of the kernel's count of what was written to the device
+// (Documentation/admin-guide/iostats), its sequence number and its size. For a partition the
+// whole disk's count is taken too. Where counting is switched off (queue/iostats), it changes every
+// second.
+//
+// Volume.Holder names who has the device: device-mapper or md above it (holders in
+// sysfs), a mount, swap, a process of QEMU by its image lock (as on image files), or
+// whoever else has it open exclusively (O_EXCL). The latter can only be
+// found out by claiming the device for an instant, in which another claim would fail;
+// therefore each device is tried at most once in some seconds, and only if nothing else was found. Xen's block
+// backend claims nothing: its domains are the hypervisor's to tell.
+package phy

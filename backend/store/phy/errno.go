@@ -1,0 +1,58 @@
+package phy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"domfs/backend"
+
+	"golang.org/x/sys/unix"
+)
+
+// sentinels says which of backend's errors an errno is.
+var sentinels = map[unix.Errno]error{
+	unix.ENOENT:       backend.ErrNotExist,
+	unix.ENOTDIR:      backend.ErrNotDir,
+	unix.EACCES:       backend.ErrAccess,
+	unix.EPERM:        backend.ErrPermission,
+	unix.EBUSY:        backend.ErrBusy,
+	unix.ELOOP:        backend.ErrInvalid,
+	unix.EINVAL:       backend.ErrUnsupported,
+	unix.ENAMETOOLONG: backend.ErrTooLong,
+	unix.EOPNOTSUPP:   backend.ErrUnsupported,
+	unix.ENXIO:        backend.ErrNoDevice,
+	unix.ENODEV:       backend.ErrNoDevice,
+	unix.ENOMEDIUM:    backend.ErrNoDevice,
+	unix.ETIMEDOUT:    backend.ErrTimeout,
+}
+
+// hints says what to do, where the errno alone does not.
+var hints = map[unix.Errno]string{
+	unix.ENOENT:    "check the path in the domain's configuration, or attach the device",
+	unix.EACCES:    "run domfs as root, or allow its user to read it",
+	unix.EPERM:     "run domfs as root",
+	unix.ENXIO:     "attach the device",
+	unix.ENODEV:    "attach the device",
+	unix.ENOMEDIUM: "insert a medium",
+}
+
+// failed is the error of op on path: a sentence that wraps one of backend's sentinels.
+func failed(op, path string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		if errors.Is(err, fs.ErrClosed) {
+			return fmt.Errorf("%s %s: it was closed: %w", op, path, backend.ErrStale)
+		}
+		return fmt.Errorf("%s %s: %w", op, path, err)
+	}
+	sentinel := sentinels[errno]
+	if sentinel == nil {
+		sentinel = backend.ErrIO
+	}
+	text := errno.Error()
+	if hint := hints[errno]; hint != "" {
+		text += ": " + hint
+	}
+	return fmt.Errorf("%s %s: %w (%s)", op, path, sentinel, text)
+}

@@ -1,0 +1,117 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"domfs/backend"
+	"domfs/backend/fault"
+
+	"go.uber.org/zap"
+)
+
+// Remove removes a snapshot set: ErrPermission while it is held, ErrBusy while a file of it
+// is open. One that is being copied is removed, too. A removal that fails half-way leaves
+// the state removing, and is gone on with by the next Remove or Start.
+func (h *Host) Remove(ctx context.Context, dir, name string) error {
+	c := &change{op: "remove", domain: dir, snapshot: name}
+	return h.do(ctx, c, nil, func(ctx context.Context, inv *Inventory) error {
+		d, s, err := c.findSet(inv, dir, name)
+		if err != nil {
+			return err
+		}
+		return h.removeSet(ctx, c, d, s)
+	})
+}
+
+// removeSet removes a set of the inventory, with the host's lock held.
+func (h *Host) removeSet(ctx context.Context, c *change, d *SnapshotDir, s *Set) error {
+	if s.Hold {
+		return fmt.Errorf("snapshot %s of %s is held: write 0 to its hold first: %w", s.Name, d.Name, backend.ErrPermission)
+	}
+	if h.onDrain != nil {
+		if err := h.onDrain(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	fault.Point("control.remove.drained")
+	if f := h.fills.find(s.ID); f != nil {
+		f.abandon()
+	}
+	reopen := h.volumes.closeSet(s.ID)
+	defer reopen()
+	c.touched = append(c.touched, Change{Dir: d.Name, SetID: s.ID})
+	if err := h.removeMembers(ctx, s); err != nil {
+		return err
+	}
+	c.touched = []Change{{Dir: d.Name, SetID: s.ID, Gone: true}}
+	return nil
+}
+
+// removeMembers marks a set as one to be removed, then removes its volumes. All of them are
+// tried.
+func (h *Host) removeMembers(ctx context.Context, s *Set) error {
+	fault.Point("control.remove.mark")
+	for _, k := range s.Disks {
+		if k.State == backend.SnapshotRemoving {
+			continue
+		}
+		err := h.annotateOne(ctx, k, func(m *backend.SnapshotMeta) { m.State = backend.SnapshotRemoving })
+		if err != nil && !errors.Is(err, backend.ErrNotExist) {
+			// Nothing is lost yet: a set that cannot be marked is not touched.
+			return fmt.Errorf("snapshot %s is left as it is: %w", s.Name, err)
+		}
+	}
+	var errs []error
+	for _, k := range slices.Backward(s.Disks) {
+		fault.Point("control.remove.disk")
+		st, err := h.snapshotterOf(k.Volume)
+		if err == nil {
+			err = st.Remove(ctx, k)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("disk %s: %w", k.Disk.VDev, err))
+		}
+	}
+	fault.Point("control.remove.removed")
+	if len(errs) > 0 {
+		return fmt.Errorf("snapshot %s is removed in part only; remove it again to go on: %w", s.Name, errors.Join(errs...))
+	}
+	return nil
+}
+
+// Rename renames a snapshot set within its domain: ErrExist, it never replaces another.
+func (h *Host) Rename(ctx context.Context, dir, oldName, newName string) error {
+	c := &change{op: "rename", domain: dir, snapshot: oldName, message: newName}
+	check := func() error { return checkName(newName) }
+	return h.do(ctx, c, check, func(ctx context.Context, inv *Inventory) error {
+		d, s, err := c.findSet(inv, dir, oldName)
+		if err != nil {
+			return err
+		}
+		if oldName == newName {
+			c.quiet = true
+			return nil
+		}
+		if d.Set(newName) != nil {
+			return fmt.Errorf("%s has a snapshot %s already: %w", d.Name, newName, backend.ErrExist)
+		}
+		if err := s.changeable(d); err != nil {
+			return err
+		}
+		fault.Point("control.rename")
+		c.touched = append(c.touched, Change{Dir: d.Name, SetID: s.ID})
+		c.extra = []zap.Field{zap.String("to", newName)}
+		return h.annotate(ctx, s, func(m *backend.SnapshotMeta) { m.Name = newName })
+	})
+}
+
+// changeable says why a set's record cannot be changed.
+func (s *Set) changeable(d *SnapshotDir) error {
+	if s.State == backend.SnapshotRemoving {
+		return fmt.Errorf("snapshot %s of %s is being removed: %w", s.Name, d.Name, backend.ErrBusy)
+	}
+	return nil
+}

@@ -1,0 +1,414 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"domfs/backend"
+	"domfs/backend/fault"
+
+	"go.uber.org/zap"
+)
+
+// makingSets are the sets of this process that are not committed yet: users do not see
+// them, whatever their members' state is.
+type makingSets struct {
+	mu  sync.Mutex
+	ids map[string]bool // guarded by mu
+}
+
+func (m *makingSets) has(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ids[id]
+}
+
+func (m *makingSets) set(id string, on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !on {
+		delete(m.ids, id)
+		return
+	}
+	if m.ids == nil {
+		m.ids = map[string]bool{}
+	}
+	m.ids[id] = true
+}
+
+// Snapshot makes a snapshot of every disk of a domain, CD-ROM drives aside: of all of them
+// or, with the reason as the error, of none. A domain that runs is paused meanwhile where its
+// hypervisor can, and never longer than some seconds. Disks that a store has to copy are
+// copied after Snapshot has returned: the set's state is filling until then.
+func (h *Host) Snapshot(ctx context.Context, dir, name string) error {
+	c := &change{op: "snapshot", domain: dir, snapshot: name}
+	check := func() error { return checkName(name) }
+	var f *fill
+	err := h.do(ctx, c, check, func(ctx context.Context, inv *Inventory) error {
+		h.settleHidden(ctx, inv)
+		d, err := c.findDir(inv, dir)
+		if err != nil {
+			return err
+		}
+		m := &maker{h: h, c: c, domain: d.Domain, name: name}
+		if err := m.refusal(d); err != nil {
+			return err
+		}
+		f, err = m.make(ctx)
+		if err == nil {
+			c.touched = append(c.touched, Change{Dir: d.Name, SetID: m.id})
+		}
+		return err
+	})
+	if f != nil {
+		h.startFill(f)
+	}
+	return err
+}
+
+// maker makes one set.
+type maker struct {
+	h      *Host
+	c      *change
+	domain *Domain
+	name   string
+
+	id      string
+	created time.Time
+	parts   []*storePart
+	reqs    []backend.SnapshotRequest // in the configuration's order
+	made    []member
+	noted   int // how many of made are committed
+	fill    *fill
+}
+
+// storePart is one store's share.
+type storePart struct {
+	store backend.Snapshotter
+	name  string
+	reqs  []backend.SnapshotRequest
+	guard backend.Guard
+}
+
+type member struct {
+	part *storePart
+	snap backend.Snapshot
+}
+
+// refusal says why no snapshot can be made, as far as the inventory knows.
+func (m *maker) refusal(dir *SnapshotDir) error {
+	d := m.domain
+	if d == nil {
+		return fmt.Errorf("only a domain that exists can be snapshotted, and %s is gone: %w", dir.Name, backend.ErrPermission)
+	}
+	if d.Stale != nil {
+		return fmt.Errorf("the state of %s is not known now: %w", d.Name, d.Stale)
+	}
+	if d.Err != nil {
+		return fmt.Errorf("the disks of %s are not all known: %w", d.Name, d.Err)
+	}
+	if s := dir.Set(m.name); s != nil {
+		return fmt.Errorf("%s has a snapshot %s already: remove or rename it, or choose another name: %w", d.Name, m.name, backend.ErrExist)
+	}
+	return nil
+}
+
+// request finds the store of every disk.
+func (m *maker) request() error {
+	d := m.domain
+	m.created = m.h.now().UTC().Truncate(time.Second)
+	m.id = newSetID(m.h.now())
+	for i, k := range d.Disks {
+		if k.CDROM {
+			continue
+		}
+		v := d.Volumes[i]
+		if v.Err != nil {
+			return fmt.Errorf("disk %s of %s: %w", k.VDev, d.Name, v.Err)
+		}
+		st, ok := m.h.stores[v.Store].(backend.Snapshotter)
+		if !ok {
+			return fmt.Errorf("disk %s of %s (%s) cannot be snapshotted: its store %s has no snapshots: %w", k.VDev, d.Name, k.Source, v.Store, backend.ErrUnsupported)
+		}
+		m.reqs = append(m.reqs, backend.SnapshotRequest{Origin: v, Meta: backend.SnapshotMeta{
+			Set: m.id, Name: m.name, DomainName: d.Name, DomainUUID: d.UUID, Disk: k, Created: m.created,
+			State: backend.SnapshotPending,
+		}})
+		if m.part(v.Store) == nil {
+			m.parts = append(m.parts, &storePart{store: st, name: v.Store})
+		}
+	}
+	if len(m.reqs) == 0 {
+		return fmt.Errorf("%s has no disks to snapshot: %w", d.Name, backend.ErrUnsupported)
+	}
+	for i := range m.reqs {
+		m.reqs[i].Meta.DiskCount = len(m.reqs)
+		// What could be promised is known in the end only; until then, the least.
+		m.reqs[i].Meta.Consistency = m.consistency(false)
+		p := m.part(m.reqs[i].Origin.Store)
+		p.reqs = append(p.reqs, m.reqs[i])
+	}
+	return nil
+}
+
+func (m *maker) part(store string) *storePart {
+	for _, p := range m.parts {
+		if p.name == store {
+			return p
+		}
+	}
+	return nil
+}
+
+func (m *maker) consistency(paused bool) backend.Consistency {
+	switch {
+	case !m.domain.isRunning():
+		return backend.ConsistencyOff
+	case paused:
+		return backend.ConsistencyPaused
+	case len(m.reqs) == 1:
+		return backend.ConsistencyCrash
+	}
+	return backend.ConsistencyCrashPerDisk
+}
+
+// make makes the set. The fill is of those disks that are to be copied yet, nil if there
+// are none.
+func (m *maker) make(ctx context.Context) (*fill, error) {
+	if err := m.request(); err != nil {
+		return nil, err
+	}
+	m.h.making.set(m.id, true)
+	defer m.h.making.set(m.id, false)
+	defer func() {
+		if m.fill == nil {
+			m.releaseGuards()
+		}
+	}()
+	for _, p := range m.parts {
+		fault.Point("control.snapshot.prepare")
+		g, err := p.store.Prepare(ctx, p.reqs, m.domain.isRunning())
+		if err != nil {
+			return nil, err
+		}
+		p.guard = g
+	}
+	paused, err := m.takePaused(ctx)
+	if err == nil {
+		err = m.commit(ctx, paused)
+	}
+	if err != nil {
+		m.undo(ctx)
+		return nil, err
+	}
+	m.c.message = string(m.consistency(paused))
+	m.c.extra = []zap.Field{zap.String("consistency", m.c.message), zap.Int("disks", len(m.made)), zap.Bool("filling", m.fill != nil)}
+	return m.fill, nil
+}
+
+// takePaused makes the snapshots, with the domain paused where it runs and can be.
+func (m *maker) takePaused(ctx context.Context) (paused bool, err error) {
+	pauser, ok := m.domain.hypervisor.(backend.Pauser)
+	state := m.domain.reported
+	if !ok || state != backend.StateRunning && state != backend.StatePaused {
+		return false, m.takeAll(ctx)
+	}
+	fault.Point("control.snapshot.pause")
+	p, ctx, err := m.h.pause(ctx, pauser, m.domain)
+	if err != nil {
+		return false, err
+	}
+	fault.Point("control.snapshot.paused")
+	err = m.takeAll(ctx)
+	inTime := p.end()
+	fault.Point("control.snapshot.resumed")
+	if !inTime {
+		return false, fmt.Errorf("%s was paused for %s and the snapshots were still not made, so it was resumed and nothing kept: %w", m.domain.Name, m.h.lim.pause, backend.ErrTimeout)
+	}
+	return true, err
+}
+
+func (m *maker) takeAll(ctx context.Context) error {
+	for _, req := range m.reqs {
+		if ctx.Err() != nil {
+			return contextError(ctx, "making the snapshots")
+		}
+		fault.Point("control.snapshot.disk")
+		p := m.part(req.Origin.Store)
+		sn, err := p.store.Snapshot(ctx, req, p.guard)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", req.Meta.Disk.VDev, err)
+		}
+		sn.Volume.Store = p.name
+		m.made = append(m.made, member{p, sn})
+	}
+	for _, p := range m.parts {
+		if err := p.guard.Broken(); err != nil {
+			return fmt.Errorf("the disks of %s were not left alone meanwhile: %w", m.domain.Name, err)
+		}
+	}
+	return nil
+}
+
+// commit makes the set lasting. A copy that is to follow is announced before.
+func (m *maker) commit(ctx context.Context, paused bool) error {
+	if slices.ContainsFunc(m.made, func(k member) bool { return k.snap.State == backend.SnapshotFilling }) {
+		if err := m.announceFill(); err != nil {
+			return err
+		}
+	}
+	// Readers go by the first member by vdev, and see no set while one is pending.
+	slices.SortStableFunc(m.made, func(a, b member) int { return compare(a.snap.Disk.VDev, b.snap.Disk.VDev) })
+	for i := range m.made {
+		k := &m.made[i]
+		meta := k.snap.SnapshotMeta
+		meta.DiskCount = len(m.made)
+		meta.Consistency = m.consistency(paused)
+		if meta.State != backend.SnapshotFilling {
+			meta.State = backend.SnapshotActive
+		}
+		fault.Point("control.snapshot.commit")
+		m.noted = i + 1
+		if err := k.part.store.Annotate(ctx, k.snap, meta); err != nil {
+			return fmt.Errorf("disk %s: %w", k.snap.Disk.VDev, err)
+		}
+		k.snap.SnapshotMeta = meta
+	}
+	fault.Point("control.snapshot.committed")
+	return nil
+}
+
+func (m *maker) announceFill() error {
+	unlock, err := m.h.lock.lockFill(m.id)
+	if err != nil {
+		return err
+	}
+	m.fill = m.h.newFill(m, unlock)
+	return nil
+}
+
+// undo takes back what was made, last first.
+func (m *maker) undo(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.h.lim.undo)
+	defer cancel()
+	// A set that is committed in part would look whole or damaged after a crash here:
+	// marked first, it is known as one to be removed.
+	for _, k := range m.made[:m.noted] {
+		meta := k.snap.SnapshotMeta
+		meta.State = backend.SnapshotRemoving
+		if err := k.part.store.Annotate(ctx, k.snap, meta); err != nil {
+			m.h.log.Warn("a half-made snapshot could not be marked as such", zap.String("snapshot", m.name), zap.String("volume", k.snap.Volume.ID), zap.Error(err))
+		}
+	}
+	for _, k := range slices.Backward(m.made) {
+		fault.Point("control.snapshot.undo")
+		if err := k.part.store.Remove(ctx, k.snap); err != nil {
+			m.h.log.Error("a half-made snapshot is left over; the next start or snapshot removes it", zap.String("domain", m.domain.Name),
+				zap.String("snapshot", m.name), zap.String("volume", k.snap.Volume.ID), zap.Error(err))
+		}
+	}
+	if m.fill != nil {
+		m.fill.finish(fmt.Errorf("it was never begun: %w", backend.ErrIO))
+		m.fill = nil
+	}
+}
+
+func (m *maker) releaseGuards() {
+	for _, p := range m.parts {
+		if p.guard != nil {
+			p.guard.Release()
+		}
+	}
+}
+
+// pause is a domain that this process has paused.
+type pause struct {
+	h      *Host
+	domain *Domain
+	resume func(context.Context) error
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	late   bool // valid once done is closed: the watchdog came first
+	once   sync.Once
+	done   chan struct{}
+}
+
+var errPausedTooLong = errors.New("the domain was paused for too long")
+
+// Resuming is tried this often, so far apart, before it goes on in the background.
+const (
+	resumeTries   = 3
+	resumePause   = 100 * time.Millisecond
+	resumeRetry   = 2 * time.Second
+	resumeRetries = 300
+)
+
+// pause pauses d, for lim.pause at most: then it is resumed and the context that is
+// returned ends.
+func (h *Host) pause(ctx context.Context, pauser backend.Pauser, d *Domain) (*pause, context.Context, error) {
+	bounded, cancelBounded := context.WithTimeout(ctx, h.lim.pause)
+	defer cancelBounded()
+	resume, err := pauser.Pause(bounded, d.Domain)
+	if err != nil {
+		if resume != nil {
+			resume(context.WithoutCancel(ctx))
+		}
+		return nil, nil, fmt.Errorf("%s cannot be paused: %w", d.Name, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &pause{h: h, domain: d, resume: resume, cancel: cancel, done: make(chan struct{})}
+	p.timer = time.AfterFunc(h.lim.pause, func() { p.finish(true) })
+	return p, ctx, nil
+}
+
+// end resumes the domain, and tells whether it was paused until now.
+func (p *pause) end() (inTime bool) {
+	p.timer.Stop()
+	p.finish(false)
+	<-p.done
+	return !p.late
+}
+
+func (p *pause) finish(late bool) {
+	p.once.Do(func() {
+		p.late = late
+		p.cancel(errPausedTooLong)
+		defer close(p.done)
+		ctx := context.Background()
+		var err error
+		for range resumeTries {
+			if err = p.try(ctx); err == nil {
+				return
+			}
+			time.Sleep(resumePause)
+		}
+		p.h.log.Error("a domain stays paused: resume it by hand, until it is tried again", zap.String("domain", p.domain.Name), zap.Error(err))
+		p.h.Failed(p.domain.Name, "resume", fmt.Errorf("%s is still paused after its snapshot; it is tried again: %w", p.domain.Name, err))
+		p.h.spawn(p.keepTrying)
+	})
+}
+
+func (p *pause) try(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.h.lim.pause)
+	defer cancel()
+	return p.resume(ctx)
+}
+
+func (p *pause) keepTrying() {
+	for range resumeRetries {
+		select {
+		case <-time.After(resumeRetry):
+		case <-p.h.done.Done():
+			p.try(context.Background())
+			return
+		}
+		if p.try(context.Background()) == nil {
+			p.h.log.Info("a domain is resumed at last", zap.String("domain", p.domain.Name))
+			return
+		}
+	}
+}

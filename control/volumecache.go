@@ -1,0 +1,380 @@
+package control
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"domfs/backend"
+
+	"go.uber.org/zap"
+)
+
+// volumeCache keeps disks open, by what they are in the tree. A disk is open while
+// anybody has acquired one of its volumes, and after that until it is closed to make room,
+// because it changed, or (a live one) because nobody has used it for a moment.
+type volumeCache struct {
+	h *Host
+
+	mu       sync.Mutex
+	disks    map[diskKey]*disk         // guarded by mu; those that may be acquired
+	opening  map[diskKey]chan struct{} // guarded by mu; closed when the opening has ended
+	order    *list.List                // guarded by mu; of disks' values, latest used first
+	open     int64                     // guarded by mu; devices open, those to be closed on their last Release included
+	acquired int64                     // guarded by mu
+	blocked  map[string]int            // guarded by mu; sets being removed
+	watching bool                      // guarded by mu; watch is running
+	closed   bool                      // guarded by mu
+}
+
+type diskKey struct{ domain, setID, vdev string }
+
+// disk is one open disk with the volumes on it.
+type disk struct {
+	h     *Host
+	key   diskKey
+	from  origin
+	dev   backend.Device
+	whole *Volume // the disk itself
+
+	// guarded by volumeCache.mu
+	refs    int
+	dead    bool // not to be acquired again
+	checked time.Time
+	used    time.Time
+	place   *list.Element
+
+	mu      sync.Mutex
+	volumes map[string]*Volume // guarded by mu; by Path
+}
+
+func newVolumeCache(h *Host) *volumeCache {
+	return &volumeCache{h: h, disks: map[diskKey]*disk{}, opening: map[diskKey]chan struct{}{}, order: list.New(), blocked: map[string]int{}}
+}
+
+func (c *volumeCache) counts() (open, acquired int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open, c.acquired
+}
+
+// acquire opens ref's disk, or takes the one that is open; nil if it is to be tried again.
+func (c *volumeCache) acquire(ctx context.Context, ref VolumeRef, where *origin) (*Volume, error) {
+	key := diskKey{setID: ref.SetID, vdev: ref.VDev}
+	if ref.SetID == "" {
+		key.domain = ref.Domain
+	}
+	c.mu.Lock()
+	d := c.disks[key]
+	if d != nil && (d.from.frozen || time.Since(d.checked) <= c.h.lim.recheck) {
+		defer c.mu.Unlock()
+		c.refLocked(d)
+		*where = d.from
+		c.h.stats.add("volume_cache_hits", 1)
+		return d.whole, nil
+	}
+	wait := c.opening[key]
+	if wait == nil && d == nil {
+		wait = make(chan struct{})
+		c.opening[key] = wait
+		c.mu.Unlock()
+		// Nobody else opens it meanwhile; whoever wants to tries again afterwards.
+		defer func() {
+			c.mu.Lock()
+			delete(c.opening, key)
+			c.mu.Unlock()
+			close(wait)
+		}()
+		return c.openDisk(ctx, key, ref, where)
+	}
+	c.mu.Unlock()
+	if wait != nil {
+		select {
+		case <-wait:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, contextError(ctx, "opening disk "+ref.VDev)
+		}
+	}
+	// A live one that was not looked at for a while: looking closes it if it changed.
+	if _, err := c.h.Inventory(ctx); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d.dead {
+		return nil, nil
+	}
+	c.refLocked(d)
+	*where = d.from
+	c.h.stats.add("volume_cache_hits", 1)
+	return d.whole, nil
+}
+
+func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, where *origin) (*Volume, error) {
+	if err := c.h.resolve(ctx, ref, where); err != nil {
+		return nil, err
+	}
+	st := c.h.stores[where.volume.Store]
+	if st == nil {
+		return nil, fmt.Errorf("%s: store %q is not known: %w", where.disk, where.volume.Store, backend.ErrUnsupported)
+	}
+	bounded, cancel := context.WithTimeout(ctx, c.h.lim.open)
+	defer cancel()
+	dev, err := st.Open(bounded, where.volume)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", where.disk, err)
+	}
+	d := &disk{h: c.h, key: key, from: *where, dev: dev, refs: 1, checked: where.read, used: time.Now(), volumes: map[string]*Volume{}}
+	whole := ref
+	whole.Path = ""
+	d.whole = &Volume{disk: d, ref: whole, dev: dev}
+	d.volumes[""] = d.whole
+	c.h.stats.add("volume_opens", 1)
+
+	c.mu.Lock()
+	c.open++
+	c.acquired++
+	if c.closed || c.blocked[key.setID] > 0 {
+		d.dead = true
+		c.mu.Unlock()
+		d.whole.Release()
+		return nil, unrecorded{fmt.Errorf("%s is gone: %w", where.disk, backend.ErrNotExist)}
+	}
+	c.disks[key] = d
+	d.place = c.order.PushFront(d)
+	evicted := c.makeRoomLocked()
+	watch := !d.from.frozen && !c.watching
+	if watch {
+		c.watching = true
+	}
+	c.mu.Unlock()
+	closeDisks(evicted)
+	if watch && c.h.spawn(c.watch) != nil {
+		c.mu.Lock()
+		c.watching = false
+		c.mu.Unlock()
+	}
+	return d.whole, nil
+}
+
+// refLocked takes a reference to a disk that is not dead.
+func (c *volumeCache) refLocked(d *disk) {
+	d.refs++
+	c.acquired++
+	c.order.MoveToFront(d.place)
+}
+
+// makeRoomLocked closes the disks that were not used for longest, if there are too many.
+// Those in use stay, however many they are.
+func (c *volumeCache) makeRoomLocked() []*disk {
+	var out []*disk
+	for e := c.order.Back(); e != nil && len(c.disks) > c.h.lim.disks; {
+		d := e.Value.(*disk)
+		e = e.Prev()
+		if d.refs == 0 {
+			out = c.killLocked(d, out)
+		}
+	}
+	return out
+}
+
+// killLocked makes a disk unfit to be acquired, and adds it to those to be closed now if
+// nobody has it.
+func (c *volumeCache) killLocked(d *disk, out []*disk) []*disk {
+	if d.dead {
+		return out
+	}
+	d.dead = true
+	delete(c.disks, d.key)
+	c.order.Remove(d.place)
+	if d.refs == 0 {
+		c.open--
+		out = append(out, d)
+	}
+	return out
+}
+
+func (c *volumeCache) killWhere(f func(d *disk) bool) {
+	c.mu.Lock()
+	var out []*disk
+	for _, d := range c.disks {
+		if f(d) {
+			out = c.killLocked(d, out)
+		}
+	}
+	c.mu.Unlock()
+	closeDisks(out)
+}
+
+// closeSet closes the disks of a set and keeps them from being opened until reopen is
+// called.
+func (c *volumeCache) closeSet(setID string) (reopen func()) {
+	c.mu.Lock()
+	c.blocked[setID]++
+	c.mu.Unlock()
+	c.killWhere(func(d *disk) bool { return d.key.setID == setID })
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.blocked[setID]--; c.blocked[setID] == 0 {
+			delete(c.blocked, setID)
+		}
+	}
+}
+
+// closeLive closes a live disk.
+func (c *volumeCache) closeLive(domain, vdev string) {
+	c.killWhere(func(d *disk) bool { return d.key == diskKey{domain: domain, vdev: vdev} })
+}
+
+// check closes the disks that are not what the inventory says they should be.
+func (c *volumeCache) check(inv *Inventory) {
+	c.killWhere(func(d *disk) bool {
+		if inv.began.Before(d.checked) {
+			return false // it is younger than the reading
+		}
+		d.checked = inv.began
+		if d.from.frozen {
+			_, s := inv.set(d.key.setID)
+			if s == nil {
+				return true
+			}
+			k := s.Disk(d.key.vdev)
+			return s.State == backend.SnapshotRemoving || k == nil || k.State == backend.SnapshotInvalid || k.Volume.ID != d.from.volume.ID
+		}
+		dom := inv.Domain(d.key.domain)
+		if dom == nil || dom.isRunning() != d.from.running {
+			return true
+		}
+		i := dom.Disk(d.key.vdev)
+		if i < 0 {
+			return true
+		}
+		v := dom.Volumes[i]
+		return v.Err != nil || v.Store != d.from.volume.Store || v.ID != d.from.volume.ID ||
+			v.Generation != d.from.volume.Generation || v.SizeBytes != d.from.volume.SizeBytes
+	})
+}
+
+// watchEvery is how often the host is read while live disks are open, so that they are
+// closed soon after their domain starts even if nobody asks for them.
+const watchEvery = time.Second
+
+// watch runs while live disks are open.
+func (c *volumeCache) watch() {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-c.h.done.Done():
+			return
+		case <-t.C:
+		}
+		now := time.Now()
+		c.killWhere(func(d *disk) bool {
+			return !d.from.frozen && d.refs == 0 && now.Sub(d.used) > c.h.lim.idle
+		})
+		c.mu.Lock()
+		live := false
+		for _, d := range c.disks {
+			live = live || !d.from.frozen
+		}
+		if !live {
+			c.watching = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		c.h.Inventory(c.h.done) // checks them
+	}
+}
+
+// close closes every disk; the error says that some are acquired still.
+func (c *volumeCache) close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.killWhere(func(*disk) bool { return true })
+	open, acquired := c.counts()
+	if open > 0 {
+		return fmt.Errorf("%d disks are still in use (acquired %d times): %w", open, acquired, backend.ErrBusy)
+	}
+	return nil
+}
+
+func closeDisks(ds []*disk) {
+	for _, d := range ds {
+		d.close()
+	}
+}
+
+// close closes what is on the disk, then the disk. Nobody has a reference.
+func (d *disk) close() {
+	d.mu.Lock()
+	vs := make([]*Volume, 0, len(d.volumes))
+	for _, v := range d.volumes {
+		vs = append(vs, v)
+	}
+	d.mu.Unlock()
+	for _, v := range vs {
+		v.closeFS()
+	}
+	if err := d.dev.Close(); err != nil {
+		d.h.log.Warn("a device did not close cleanly", zap.String("volume", d.from.volume.ID), zap.Error(err))
+	}
+}
+
+// Acquire takes another reference; false if the volume was closed or has changed
+// underneath, and must be opened anew.
+func (v *Volume) Acquire() bool {
+	d, c := v.disk, v.disk.h.volumes
+	c.mu.Lock()
+	if d.dead {
+		c.mu.Unlock()
+		return false
+	}
+	if !d.from.frozen && time.Since(d.checked) > c.h.lim.recheck {
+		c.mu.Unlock()
+		ctx, cancel := context.WithTimeout(c.h.done, c.h.lim.read)
+		_, err := c.h.Inventory(ctx) // kills d if it has changed
+		cancel()
+		if err != nil {
+			return false
+		}
+		c.mu.Lock()
+		if d.dead {
+			c.mu.Unlock()
+			return false
+		}
+	}
+	c.refLocked(d)
+	c.mu.Unlock()
+	return true
+}
+
+// Release gives one reference back. The last one lets the device be closed.
+func (v *Volume) Release() {
+	d, c := v.disk, v.disk.h.volumes
+	c.mu.Lock()
+	if d.refs == 0 {
+		c.mu.Unlock()
+		panic("control: a Volume was released more often than acquired")
+	}
+	d.refs--
+	c.acquired--
+	d.used = time.Now()
+	var out []*disk
+	switch {
+	case d.refs > 0:
+	case d.dead:
+		c.open--
+		out = append(out, d)
+	default:
+		out = c.makeRoomLocked()
+	}
+	c.mu.Unlock()
+	closeDisks(out)
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	domain       = "bench"
+	vdev         = "xvda"
+	snapshotName = "bench"
+	fillTime     = 10 * time.Minute // for a copy of the image
+)
+
+// host is a host of one domain, whose disk is the image.
+type host struct {
+	binary  string
+	disk    *disk
+	scratch string
+}
+
+func (h *host) mountpoint() string { return filepath.Join(h.scratch, "domfs.mnt") }
+
+func (h *host) snapshotDir() string {
+	return filepath.Join(h.mountpoint(), "snapshots", domain, snapshotName)
+}
+
+// start starts the daemon, and returns when it says that its mount is there.
+func (h *host) start(ctx context.Context) (*server, error) {
+	config := filepath.Join(h.scratch, domain+".cfg")
+	text := fmt.Sprintf("name = %q\nuuid = \"00000000-0000-4000-8000-00000000be9c\"\nmemory = 256\ndisk = [ 'format=raw, vdev=%s, access=rw, target=%s' ]\n",
+		domain, vdev, h.disk.path)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(h.mountpoint(), 0o700); err != nil {
+		return nil, err
+	}
+	cmd := command(ctx, h.binary, "mount", "--xl-config", config, "--lock-file", filepath.Join(h.scratch, "lock"), h.mountpoint())
+	s, err := startServer(cmd, h.mountpoint())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ready(ctx); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// serving calls f while a daemon runs.
+func (h *host) serving(ctx context.Context, f func() error) (err error) {
+	s, err := h.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	return f()
+}
+
+// makeSnapshot makes the snapshot that is read, and waits until it is whole.
+func (h *host) makeSnapshot(ctx context.Context) (*image, error) {
+	var found *image
+	err := h.serving(ctx, func() error {
+		if err := await(ctx, h.removeStale); err != nil {
+			return err
+		}
+		// A Ctrl-C would end the mkdir, not the daemon's work for it.
+		if _, err := output(context.WithoutCancel(ctx), "mkdir", h.snapshotDir()); err != nil {
+			return fmt.Errorf("%w; last_error has: %s", err, h.lastError())
+		}
+		if err := h.waitActive(ctx); err != nil {
+			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
+		}
+		// The copy lies beside the image; it is looked for, as domfs does not tell.
+		copies, err := filepath.Glob(filepath.Join(h.disk.dir, ".domfs", "*", vdev+".img"))
+		if err == nil && len(copies) != 1 {
+			err = fmt.Errorf("%d copies beside %s, where the snapshot is one", len(copies), h.disk.path)
+		}
+		if err != nil {
+			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
+		}
+		found = &image{path: copies[0], partBytes: h.disk.partBytes()}
+		return nil
+	})
+	return found, err
+}
+
+// removeStale removes what a bench that was killed left.
+func (h *host) removeStale() error {
+	if _, err := os.Stat(h.snapshotDir()); err != nil {
+		return nil
+	}
+	return os.Remove(h.snapshotDir())
+}
+
+func (h *host) waitActive(ctx context.Context) error {
+	for deadline := time.Now().Add(fillTime); ; {
+		var state string
+		err := await(ctx, func() error {
+			text, err := os.ReadFile(filepath.Join(h.snapshotDir(), "state"))
+			state = strings.TrimSpace(string(text))
+			return err
+		})
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w; last_error has: %s", err, h.lastError())
+		case state == "active":
+			return nil
+		case state != "filling":
+			return fmt.Errorf("the snapshot is %q; last_error has: %s", state, h.lastError())
+		case time.Now().After(deadline):
+			return fmt.Errorf("the snapshot is still being copied after %v", fillTime)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (h *host) lastError() string {
+	text, err := os.ReadFile(filepath.Join(h.mountpoint(), "xenstore", domain, "last_error"))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func (h *host) removeSnapshot() error {
+	return h.serving(context.Background(), func() error { return cleanup("rmdir", h.snapshotDir()) })
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// machine is what a test can leave behind, each as a line for people.
+type machine struct {
+	things []string
+}
+
+// readMachine looks at mounts, loop devices, device-mapper's devices, our children and
+// what lies in the folder for temporary files.
+func readMachine(dir string) machine {
+	var m machine
+	m.things = append(m.things, mountsNow()...)
+	m.things = append(m.things, blockDevices("loop device", "/sys/block/loop*/loop/backing_file")...)
+	m.things = append(m.things, blockDevices("device-mapper device", "/sys/block/dm-*/dm/name")...)
+	for _, pid := range children() {
+		m.things = append(m.things, fmt.Sprintf("process %d: %s", pid, commandLine(pid)))
+	}
+	names, _ := filepath.Glob(dir + "/*")
+	for _, name := range names {
+		m.things = append(m.things, "temporary file "+name)
+	}
+	return m
+}
+
+// left is what after has more than m.
+func (m machine) left(after machine) []string {
+	rest := slices.Clone(m.things)
+	var more []string
+	for _, thing := range after.things {
+		if i := slices.Index(rest, thing); i >= 0 {
+			rest = slices.Delete(rest, i, i+1)
+			continue
+		}
+		more = append(more, thing)
+	}
+	return more
+}
+
+func mountsNow() []string {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return []string{"mounts that cannot be listed: " + err.Error()}
+	}
+	var found []string
+	for line := range strings.Lines(string(text)) {
+		head, tail, _ := strings.Cut(strings.TrimSpace(line), " - ")
+		fields, fs := strings.Fields(head), strings.Fields(tail)
+		if len(fields) >= 5 && len(fs) >= 2 {
+			found = append(found, fmt.Sprintf("mount of %s (%s) on %s", fs[1], fs[0], fields[4]))
+		}
+	}
+	return found
+}
+
+// blockDevices lists the devices that have an attribute in sysfs, with its value.
+func blockDevices(what, pattern string) []string {
+	paths, _ := filepath.Glob(pattern)
+	var found []string
+	for _, path := range paths {
+		value, err := os.ReadFile(path)
+		if err == nil {
+			found = append(found, fmt.Sprintf("%s %s: %s", what, strings.Split(path, "/")[3], strings.TrimSpace(string(value))))
+		}
+	}
+	return found
+}
+
+// children are the processes whose parent we are, by birth or because theirs ended.
+func children() []int {
+	var found []int
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		text, err := os.ReadFile(stat)
+		if err != nil {
+			continue
+		}
+		// "pid (comm) state ppid …"; comm may hold anything, a bracket too.
+		_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
+		fields := strings.Fields(rest)
+		if len(fields) < 2 {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(stat)))
+		if ppid, _ := strconv.Atoi(fields[1]); ppid != os.Getpid() {
+			continue
+		}
+		if fields[0] == "Z" { // it has ended: only its status is left
+			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+			continue
+		}
+		found = append(found, pid)
+	}
+	return found
+}
+
+func commandLine(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || len(text) == 0 {
+		return "(unknown)"
+	}
+	return strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))
+}
+
+// endChildren ends what the tests left running, so that it does not outlive us.
+func endChildren() {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		for _, pid := range children() {
+			_ = syscall.Kill(pid, signal)
+		}
+		for deadline := time.Now().Add(3 * time.Second); len(children()) > 0 && time.Now().Before(deadline); {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package vfs
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"domfs/backend"
+	"domfs/backend/backendtest/testneed"
+
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden file; read it over then")
+
+func TestWriteTree_IsThePublishedTree(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteTree(&b); err != nil {
+		t.Fatal(err)
+	}
+	const golden = "testdata/tree.golden"
+	if *update {
+		if err := os.WriteFile(golden, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b.Bytes(), want) {
+		t.Errorf("the tree is another than its golden file:\n%s", b.Bytes())
+	}
+}
+
+// walker compares a live mount with the literal.
+type walker struct {
+	t    *testing.T
+	seen map[*entry]int
+	dirs int
+}
+
+// childFor is the entry that a name in a directory is of, nil if none.
+func childFor(e *entry, name string) *entry {
+	var many *entry
+	for _, k := range e.children() {
+		if k.placeholder() {
+			many = k
+		} else if k.name == name {
+			return k
+		}
+	}
+	return many
+}
+
+func (w *walker) walk(path string, e *entry) {
+	w.t.Helper()
+	w.dirs++
+	list, err := os.ReadDir(path)
+	if err != nil {
+		w.t.Errorf("%s: %v", path, err)
+		return
+	}
+	names := map[string]bool{}
+	for _, d := range list {
+		if names[d.Name()] {
+			w.t.Errorf("%s lists %s twice", path, d.Name())
+		}
+		names[d.Name()] = true
+		k := childFor(e, d.Name())
+		if k == nil {
+			w.t.Errorf("%s has %s, which the tree does not", path, d.Name())
+			continue
+		}
+		w.seen[k]++
+		w.node(filepath.Join(path, d.Name()), k, d)
+	}
+	for _, k := range e.children() {
+		if !k.placeholder() && k.when == nil && !names[k.name] {
+			w.t.Errorf("%s has no %s", path, k.name)
+		}
+	}
+}
+
+func (w *walker) node(path string, k *entry, d os.DirEntry) {
+	w.t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		w.t.Errorf("%s: %v", path, err)
+		return
+	}
+	if got, want := backend.FileType(st.Mode&unix.S_IFMT), k.fileType(); got != want {
+		w.t.Errorf("%s is of type %o, want %o", path, got, want)
+	}
+	if perm := st.Mode & 0o7777; !k.files && perm != k.perm() {
+		w.t.Errorf("%s has mode %o, want %o", path, perm, k.perm())
+	}
+	if k.perm()&0o222 != 0 && k.set == nil && k.mkdir == nil && k.link == nil && k.mode != gateMode {
+		w.t.Errorf("%s says that it can be written, and cannot", path)
+	}
+	if k.mode == gateMode && st.Gid != 4242 {
+		w.t.Errorf("%s has group %d, want 4242", path, st.Gid)
+	}
+	if i, ok := inode(d); !ok || i != st.Ino {
+		w.t.Errorf("%s: readdir says inode %d, stat %d", path, i, st.Ino)
+	}
+	switch {
+	case k.isDir():
+		w.walk(path, k)
+	case k.show != nil:
+		content, err := os.ReadFile(path)
+		if err != nil {
+			w.t.Errorf("%s: %v", path, err)
+		}
+		if k.name != "stats" && int64(len(content)) != st.Size {
+			w.t.Errorf("%s: st_size %d, content of %d bytes", path, st.Size, len(content))
+		}
+		if s := string(content); s != "" && (!strings.HasSuffix(s, "\n") || s == "\n") {
+			w.t.Errorf("%s: %q is not empty, and not lines", path, s)
+		}
+	case k.raw:
+		size, err := os.ReadFile(filepath.Join(filepath.Dir(path), "size"))
+		if err != nil || strconv.FormatInt(st.Size, 10)+"\n" != string(size) {
+			w.t.Errorf("%s: st_size %d, and size says %q (%v)", path, st.Size, size, err)
+		}
+	case k.events:
+		if st.Size != 0 {
+			w.t.Errorf("%s: st_size %d, want 0", path, st.Size)
+		}
+	}
+}
+
+func TestTree_ShowsEachNodeOfTheLiteralAndNothingElse(t *testing.T) {
+	testneed.Root(t) // to see the gid
+	r := newRig(t)
+	r.mkdir("snapshots", "web01", "nightly")
+	r.mkdir("snapshots", "db01", "hourly")
+	w := &walker{t: t, seen: map[*entry]int{}}
+	// db01 runs, so its disk has no files; web01's third partition reaches past the end.
+	w.walkBut(r.mnt, &tree, map[string]bool{r.path("xenstore/web01/disks/xvda/p3"): true, r.path("snapshots/web01/nightly/disks/xvda/p3"): true})
+	var check func(es []entry)
+	check = func(es []entry) {
+		for i := range es {
+			if w.seen[&es[i]] == 0 {
+				t.Errorf("%s (%s) is in the tree, and nowhere on the mount", es[i].name, es[i].doc)
+			}
+			check(es[i].kids)
+		}
+	}
+	check(tree.kids)
+	own := map[string]bool{"size": true}
+	for i := range volume {
+		if w.seen[&volume[i]] == 0 {
+			t.Errorf("VOLUME's %s is nowhere on the mount (%v)", volume[i].name, own[volume[i].name])
+		}
+	}
+	if w.dirs < 25 {
+		t.Errorf("only %d directories were walked", w.dirs)
+	}
+}
