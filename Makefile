@@ -15,6 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
 # Programs that belong to the tests; the pattern ./... does not see them.
 TOOLS       = ./testdata/harness ./testdata/bench
 TESTFLAGS  ?=
+BENCHFLAGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -48,7 +49,7 @@ demo-stop: ## unmount the demo and remove it
 test: go ## every test, under the race detector, with the real program
 	@testdata/deps run demo test
 	@mkdir -p bin && $(GO) build -o bin/harness ./testdata/harness
-	@bin/harness -- $(GO) test -json -race -count=1 -timeout 15m $(TESTFLAGS) ./... ./testdata/harness
+	@bin/harness -- $(GO) test -json -race -count=1 -timeout 15m $(TESTFLAGS) ./... $(TOOLS)
 
 race: test ## the same: make test is under the race detector
 
@@ -64,8 +65,7 @@ lint: go ## gofmt, vet, staticcheck, shellcheck, mandoc
 
 bench: go ## compare with the kernel's own mount of the same image
 	@testdata/deps run demo
-	@$(MAKE) --no-print-directory build
-	$(GO) run ./testdata/bench -domfs bin/domfs
+	$(GO) run ./testdata/bench $(BENCHFLAGS)
 
 fuzz: go ## each fuzz target for FUZZTIME
 	@testdata/deps run demo test

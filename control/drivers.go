@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"domfs/backend"
 
@@ -14,7 +15,7 @@ import (
 // driverStates is what a Host remembers of its drivers between readings.
 type driverStates struct {
 	mu        sync.Mutex
-	slots     map[string]chan struct{}      // guarded by mu; by driver: one question at a time
+	slots     map[string]*driverSlot        // guarded by mu; by driver
 	faults    map[string]string             // guarded by mu; by driver and question: the error last logged
 	domains   map[string][]*Domain          // guarded by mu; by hypervisor: its last answer
 	snapshots map[string][]backend.Snapshot // guarded by mu; by store: its last answer
@@ -22,19 +23,25 @@ type driverStates struct {
 }
 
 func (s *driverStates) init() {
-	s.slots = map[string]chan struct{}{}
+	s.slots = map[string]*driverSlot{}
 	s.faults = map[string]string{}
 	s.domains = map[string][]*Domain{}
 	s.snapshots = map[string][]backend.Snapshot{}
 	s.warned = map[string]string{}
 }
 
-func (s *driverStates) slot(key string) chan struct{} {
+// driverSlot lets a driver be asked one question at a time.
+type driverSlot struct {
+	full chan struct{} // full while a question is being answered
+	late atomic.Bool   // nobody waits for that answer any more
+}
+
+func (s *driverStates) slot(key string) *driverSlot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.slots[key]
 	if c == nil {
-		c = make(chan struct{}, 1)
+		c = &driverSlot{full: make(chan struct{}, 1)}
 		s.slots[key] = c
 	}
 	return c
@@ -88,10 +95,18 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 	late := fmt.Errorf("no answer within %s: %w", h.lim.read, backend.ErrTimeout)
 	var zero T
 	select {
-	case slot <- struct{}{}:
-	case <-ctx.Done():
-		cancel()
-		return zero, late
+	case slot.full <- struct{}{}:
+	default:
+		if slot.late.Load() {
+			cancel()
+			return zero, late // it still thinks about an earlier question
+		}
+		select {
+		case slot.full <- struct{}{}:
+		case <-ctx.Done():
+			cancel()
+			return zero, late
+		}
 	}
 	type answer struct {
 		v   T
@@ -100,7 +115,10 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 	done := make(chan answer, 1)
 	go func() {
 		defer cancel()
-		defer func() { <-slot }()
+		defer func() {
+			slot.late.Store(false)
+			<-slot.full
+		}()
 		v, err := f(ctx)
 		done <- answer{v, err}
 	}()
@@ -113,6 +131,7 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 		case a := <-done:
 			return a.v, a.err
 		default:
+			slot.late.Store(true)
 			return zero, late
 		}
 	}

@@ -86,15 +86,6 @@ func (h *Host) newFill(m *maker, unlock func()) *fill {
 	return f
 }
 
-// startFill begins the copy, with the host's lock no longer held.
-func (h *Host) startFill(f *fill) {
-	if h.spawn(f.run) != nil {
-		// The Host was closed since: the set is removed as if the copy had been cut off.
-		f.cancel()
-		f.run()
-	}
-}
-
 // finish ends the fill: whoever waits for it goes on.
 func (f *fill) finish(err error) {
 	f.once.Do(func() {

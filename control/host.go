@@ -48,6 +48,7 @@ type limits struct {
 	open    time.Duration // for opening a volume
 	recheck time.Duration // how long a live volume is trusted without looking again
 	idle    time.Duration // how long a live disk that nobody uses stays open
+	leave   time.Duration // how long a removal waits for reads under way
 	tick    time.Duration // how often expiry looks, at least
 	retry   time.Duration // how soon expiry tries again after a failure
 	disks   int           // how many disks stay open, in use or not
@@ -63,6 +64,7 @@ func defaultLimits() limits {
 		open:    time.Minute,
 		recheck: 500 * time.Millisecond,
 		idle:    5 * time.Second,
+		leave:   time.Second,
 		tick:    time.Minute,
 		retry:   time.Minute,
 		disks:   128,

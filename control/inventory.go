@@ -127,6 +127,7 @@ type inventoryCache struct {
 	current *Inventory       // guarded by mu
 	change  uint64           // guarded by mu; counts invalidations
 	flight  *inventoryFlight // guarded by mu; of the present change count
+	told    *Inventory       // guarded by mu; the reading up to which OnChange was told what others did
 }
 
 type inventoryFlight struct {
@@ -177,12 +178,15 @@ func (h *Host) fly(f *inventoryFlight, change uint64) {
 	}
 	c := &h.inventory
 	c.mu.Lock()
-	var before *Inventory
 	if c.change == change {
 		c.flight = nil
 		if err == nil {
-			before, c.current = c.current, inv
+			c.current = inv
 		}
+	}
+	var before *Inventory
+	if err == nil && (c.told == nil || inv.began.After(c.told.began)) {
+		before, c.told = c.told, inv
 	}
 	c.mu.Unlock()
 	f.result, f.err = inv, err
@@ -190,7 +194,7 @@ func (h *Host) fly(f *inventoryFlight, change uint64) {
 		h.volumes.check(inv)
 	}
 	close(f.done)
-	if err == nil && before != nil {
+	if before != nil {
 		h.notify(difference(before, inv)...)
 	}
 }
@@ -277,7 +281,7 @@ func wrapDomains(hv backend.Hypervisor, ds []backend.Domain) []*Domain {
 	out := make([]*Domain, 0, len(ds))
 	for _, d := range ds {
 		// The driver's slice must not be appended to.
-		d.Warnings = slices.Clone(d.Warnings)
+		d.Warnings = slices.Clip(slices.Clone(d.Warnings))
 		if d.State == "" {
 			d.State = backend.StateOff
 		}

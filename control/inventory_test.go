@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,6 +95,12 @@ func TestInventory_FailingDriversHideNothing(t *testing.T) {
 			t.Errorf("the reason is %v", err)
 		}
 		time.Sleep(2 * time.Millisecond)
+	}
+	began := time.Now()
+	b.invalidate()
+	b.inv()
+	if took := time.Since(began); took >= 50*time.Millisecond {
+		t.Errorf("a store that is known to hang costs another %s", took)
 	}
 	if n := deaf.Calls("Volumes"); n != 1 {
 		t.Errorf("a store that does not answer was asked %d times", n)
@@ -318,5 +325,18 @@ func TestInventory_TellsOfChangesItSees(t *testing.T) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return len(b.changes) == 1 && b.changes[0] == Change{Domain: "web01"}
+	})
+}
+
+func TestInventory_TellsOfWhatOthersChangedThoughAChangeOfOursCameBetween(t *testing.T) {
+	b := newBench(t, setup{})
+	b.inv()
+	b.fake.Hypervisor.Start("web01")
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	b.inv()
+	eventually(t, "told", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return slices.Contains(b.changes, Change{Domain: "web01"})
 	})
 }

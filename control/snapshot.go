@@ -59,13 +59,19 @@ func (h *Host) Snapshot(ctx context.Context, dir, name string) error {
 			return err
 		}
 		f, err = m.make(ctx)
+		if f != nil {
+			h.running.Add(1) // before this change is counted off: Close waits for the copy, too
+		}
 		if err == nil {
 			c.touched = append(c.touched, Change{Dir: d.Name, SetID: m.id})
 		}
 		return err
 	})
 	if f != nil {
-		h.startFill(f)
+		go func() {
+			defer h.running.Done()
+			f.run()
+		}()
 	}
 	return err
 }
@@ -84,6 +90,7 @@ type maker struct {
 	made    []member
 	noted   int // how many of made are committed
 	fill    *fill
+	started bool // somebody began to use the disks, so the domain was not off throughout
 }
 
 // storePart is one store's share.
@@ -166,7 +173,7 @@ func (m *maker) part(store string) *storePart {
 
 func (m *maker) consistency(paused bool) backend.Consistency {
 	switch {
-	case !m.domain.isRunning():
+	case !m.domain.isRunning() && !m.started:
 		return backend.ConsistencyOff
 	case paused:
 		return backend.ConsistencyPaused
@@ -198,6 +205,9 @@ func (m *maker) make(ctx context.Context) (*fill, error) {
 		p.guard = g
 	}
 	paused, err := m.takePaused(ctx)
+	if err == nil {
+		err = m.lookAgain(ctx)
+	}
 	if err == nil {
 		err = m.commit(ctx, paused)
 	}
@@ -251,6 +261,21 @@ func (m *maker) takeAll(ctx context.Context) error {
 			return fmt.Errorf("the disks of %s were not left alone meanwhile: %w", m.domain.Name, err)
 		}
 	}
+	return nil
+}
+
+// lookAgain finds out whether a domain that was off was so until its last disk was
+// taken. Where a guard kept everybody from the disks there is nothing to find out.
+func (m *maker) lookAgain(ctx context.Context) error {
+	if m.domain.isRunning() || !slices.ContainsFunc(m.parts, func(p *storePart) bool { return !p.guard.Exclusive() }) {
+		return nil
+	}
+	inv, err := m.h.read(ctx)
+	if err != nil {
+		return err
+	}
+	d := inv.Domain(m.domain.Name)
+	m.started = d == nil || d.UUID != m.domain.UUID || d.isRunning()
 	return nil
 }
 

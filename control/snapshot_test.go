@@ -298,6 +298,21 @@ func TestSnapshot_FailsWhenTheDomainStartsMeanwhile(t *testing.T) {
 	b.noSnapshotsLeft()
 }
 
+func TestSnapshot_PromisesLessWhenTheDomainStartsMeanwhile(t *testing.T) {
+	b := newBench(t, setup{})
+	hang := make(chan struct{})
+	b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 2, Hang: hang})
+	result := make(chan error)
+	go func() { result <- b.Snapshot(t.Context(), "web01", "s") }()
+	eventually(t, "second disk", func() bool { return b.fake.Store.Calls("Snapshot") == 2 })
+	b.fake.Hypervisor.Start("web01")
+	close(hang)
+	b.must(<-result)
+	if c := b.set("web01", "s").Consistency; c != backend.ConsistencyCrashPerDisk {
+		t.Errorf("consistency %s", c)
+	}
+}
+
 func TestSnapshot_IsSeenAtOnceAndReported(t *testing.T) {
 	b := newBench(t, setup{options: func(o *Options) { o.MaxAge = time.Hour }})
 	wantEqual(t, "before", b.sets("web01"), []string{})

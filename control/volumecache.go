@@ -25,6 +25,7 @@ type volumeCache struct {
 	open     int64                     // guarded by mu; devices open, those to be closed on their last Release included
 	acquired int64                     // guarded by mu
 	blocked  map[string]int            // guarded by mu; sets being removed
+	leaving  map[string]int            // guarded by mu; by set: disks to be closed on their last Release
 	watching bool                      // guarded by mu; watch is running
 	closed   bool                      // guarded by mu
 }
@@ -51,7 +52,7 @@ type disk struct {
 }
 
 func newVolumeCache(h *Host) *volumeCache {
-	return &volumeCache{h: h, disks: map[diskKey]*disk{}, opening: map[diskKey]chan struct{}{}, order: list.New(), blocked: map[string]int{}}
+	return &volumeCache{h: h, disks: map[diskKey]*disk{}, opening: map[diskKey]chan struct{}{}, order: list.New(), blocked: map[string]int{}, leaving: map[string]int{}}
 }
 
 func (c *volumeCache) counts() (open, acquired int64) {
@@ -139,6 +140,7 @@ func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, 
 	c.acquired++
 	if c.closed || c.blocked[key.setID] > 0 {
 		d.dead = true
+		c.leaving[key.setID]++
 		c.mu.Unlock()
 		d.whole.Release()
 		return nil, unrecorded{fmt.Errorf("%s is gone: %w", where.disk, backend.ErrNotExist)}
@@ -192,8 +194,9 @@ func (c *volumeCache) killLocked(d *disk, out []*disk) []*disk {
 	c.order.Remove(d.place)
 	if d.refs == 0 {
 		c.open--
-		out = append(out, d)
+		return append(out, d)
 	}
+	c.leaving[d.key.setID]++
 	return out
 }
 
@@ -216,11 +219,28 @@ func (c *volumeCache) closeSet(setID string) (reopen func()) {
 	c.blocked[setID]++
 	c.mu.Unlock()
 	c.killWhere(func(d *disk) bool { return d.key.setID == setID })
+	c.awaitClosed(setID)
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.blocked[setID]--; c.blocked[setID] == 0 {
 			delete(c.blocked, setID)
+		}
+	}
+}
+
+const leavePoll = 5 * time.Millisecond
+
+// awaitClosed waits a moment for what is under way on a set's disks: a store may not be able to
+// remove what is open. Whoever has acquired a volume for longer keeps its device, and what
+// the store makes of that is the store's answer.
+func (c *volumeCache) awaitClosed(setID string) {
+	for end := time.Now().Add(c.h.lim.leave); time.Now().Before(end); time.Sleep(leavePoll) {
+		c.mu.Lock()
+		n := c.leaving[setID]
+		c.mu.Unlock()
+		if n == 0 {
+			return
 		}
 	}
 }
@@ -371,6 +391,9 @@ func (v *Volume) Release() {
 	case d.refs > 0:
 	case d.dead:
 		c.open--
+		if c.leaving[d.key.setID]--; c.leaving[d.key.setID] == 0 {
+			delete(c.leaving, d.key.setID)
+		}
 		out = append(out, d)
 	default:
 		out = c.makeRoomLocked()

@@ -55,5 +55,8 @@ func Errno(err error) (errno syscall.Errno, known bool) {
 // ErrnoName is the name of Errno(err), such as ENOSPC.
 func ErrnoName(err error) string {
 	errno, _ := Errno(err)
+	if errno == syscall.EOPNOTSUPP {
+		return "EOPNOTSUPP" // ENOTSUP is the same number
+	}
 	return unix.ErrnoName(errno)
 }

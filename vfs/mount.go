@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 
+	"domfs/backend"
 	"domfs/control"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -78,6 +79,12 @@ func Mount(o Options) (*Server, error) {
 		opts.Options = append(opts.Options, "default_permissions")
 		opts.EnableAcl = true
 	}
+	// The kernel would mount on a file, too, with the tree's root as a file.
+	if st, err := os.Stat(o.Mountpoint); err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, backend.ErrNotDir)
+	}
 	server, err := fuse.NewServer(f, o.Mountpoint, opts)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
@@ -85,6 +92,7 @@ func Mount(o Options) (*Server, error) {
 	s := &Server{fs: f, fuse: server, mountpoint: o.Mountpoint}
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
+		server.Unmount()
 		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
 	}
 	s.raiseReadAhead()

@@ -39,10 +39,11 @@ type StoreFixture struct {
 // Store tests what every backend.Store promises, and what the optional interfaces do that it
 // implements. fixture is called for each test.
 func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
-	tests := []struct {
+	type storeTests []struct {
 		name string
 		run  func(t *testing.T, s *storeTest)
-	}{
+	}
+	tests := storeTests{
 		{"Volumes_LeavesForeignDisks", testForeign},
 		{"Volumes_AnswersInOrderOfDisks", testOrder},
 		{"Volumes_SaysWhatIsMissing", testMissing},
@@ -52,6 +53,8 @@ func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
 		{"Open_ReadsConcurrently", testConcurrentReads},
 		{"Open_LocatesAndSkipsHolesTruly", testExtents},
 		{"Open_LeavesNoDescriptor", testDescriptors},
+	}
+	snapshotTests := storeTests{
 		{"Snapshot_StaysAsItWas", testSnapshotFrozen},
 		{"Snapshot_IsListedByAnotherStore", testSnapshotListed},
 		{"Snapshot_IsAnnotatedAsAWhole", testAnnotate},
@@ -59,8 +62,17 @@ func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
 		{"Snapshot_OfMissingVolumeIsRefused", testSnapshotMissing},
 		{"Snapshot_NeedsItsGuard", testSnapshotUnprepared},
 		{"Repair_KeepsSnapshots", testRepairKeeps},
+	}
+	resizeTests := storeTests{
 		{"Resize_GrowsAndRounds", testResize},
 		{"Resize_NeverShrinks", testShrink},
+	}
+	store := fixture(t).New(t)
+	if _, ok := store.(backend.Snapshotter); ok {
+		tests = append(tests, snapshotTests...)
+	}
+	if _, ok := store.(backend.Resizer); ok {
+		tests = append(tests, resizeTests...)
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -15,11 +15,19 @@ type guard struct {
 	exclusive bool
 	volumes   []*volume
 	broken    error // guarded by store.mu
+	released  bool  // guarded by store.mu
 }
 
 func (g *guard) Broken() error {
 	g.store.mu.Lock()
 	defer g.store.mu.Unlock()
+	return g.brokenLocked()
+}
+
+func (g *guard) brokenLocked() error {
+	if g.released {
+		return fmt.Errorf("the guard was released: %w", backend.ErrInvalid)
+	}
 	return g.broken
 }
 
@@ -28,6 +36,7 @@ func (g *guard) Exclusive() bool { return g.exclusive }
 func (g *guard) Release() {
 	g.store.mu.Lock()
 	defer g.store.mu.Unlock()
+	g.released = true
 	delete(g.store.guards, g)
 }
 
@@ -79,17 +88,26 @@ func (d snapshotter) Snapshot(ctx context.Context, req backend.SnapshotRequest, 
 	if err != nil {
 		return backend.Snapshot{}, err
 	}
-	if own, ok := g.(*guard); !ok || own.store != s {
+	own, ok := g.(*guard)
+	if !ok || own.store != s {
 		return backend.Snapshot{}, fmt.Errorf("the guard is not of this store: %w", backend.ErrInvalid)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if own.released {
+		return backend.Snapshot{}, own.brokenLocked()
+	}
 	if err := ctx.Err(); err != nil {
 		return backend.Snapshot{}, contextError(ctx, "Snapshot")
 	}
 	o := s.volumes[req.Origin.ID]
 	if o == nil {
 		return backend.Snapshot{}, fmt.Errorf("volume %s: %w", req.Origin.ID, backend.ErrNotExist)
+	}
+	for _, v := range s.snapshots {
+		if v.snap.Set == req.Meta.Set && v.snap.Disk.VDev == req.Meta.Disk.VDev {
+			return backend.Snapshot{}, fmt.Errorf("%s is the snapshot of %s in that set: %w", v.id, req.Meta.Disk.VDev, backend.ErrExist)
+		}
 	}
 	if s.copies {
 		if err := s.noSpaceLocked(o.size()); err != nil {
@@ -98,9 +116,6 @@ func (d snapshotter) Snapshot(ctx context.Context, req backend.SnapshotRequest, 
 	}
 	m := req.Meta
 	m.State = backend.SnapshotPending
-	if s.copies {
-		m.State = backend.SnapshotFilling
-	}
 	v := s.newSnapshotLocked(m, o.id)
 	v.origin = o
 	switch {
@@ -118,6 +133,9 @@ func (d snapshotter) Snapshot(ctx context.Context, req backend.SnapshotRequest, 
 		return backend.Snapshot{}, after
 	}
 	sn := v.snap
+	if s.copies {
+		sn.State = backend.SnapshotFilling
+	}
 	sn.Volume = s.describe(v)
 	sn.UsedBytes = v.reserved
 	return sn, nil
@@ -236,7 +254,7 @@ func (d resizer) RoundSize(_ backend.Volume, sizeBytes int64) int64 {
 
 func (s *Store) roundLocked(n int64) int64 {
 	rest := n % s.unit
-	if rest == 0 || n > (1<<63-1)-s.unit {
+	if n <= 0 || rest == 0 || n > (1<<63-1)-s.unit {
 		return n
 	}
 	return n - rest + s.unit
@@ -256,12 +274,15 @@ func (d resizer) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) 
 	if vol == nil {
 		return 0, fmt.Errorf("volume %s: %w", v.ID, backend.ErrNotExist)
 	}
+	if vol.err != nil {
+		return 0, vol.err
+	}
 	if vol.dev != nil {
 		return 0, fmt.Errorf("volume %s is a device: %w", v.ID, backend.ErrUnsupported)
 	}
 	size := s.roundLocked(sizeBytes)
 	more := size - vol.size()
-	if sizeBytes < vol.size() {
+	if size < vol.size() {
 		return 0, fmt.Errorf("%s has %d bytes already: %w", v.ID, vol.size(), backend.ErrPermission)
 	}
 	if err := s.noSpaceLocked(more); err != nil {

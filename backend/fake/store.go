@@ -60,6 +60,12 @@ func (s *Store) AddDevice(source string, dev backend.Device) {
 	s.volumes[source] = &volume{id: source, dev: dev, generation: 1}
 }
 
+// AddMissing adds a volume that is the store's, and does not exist.
+func (s *Store) AddMissing(source string) {
+	s.AddVolume(source, nil)
+	s.Break(source, fmt.Errorf("%s: %w", source, backend.ErrNotExist))
+}
+
 // RemoveVolume removes a volume: disks that have it as their source are not the store's then.
 func (s *Store) RemoveVolume(source string) {
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -194,6 +195,23 @@ func TestRun_EndsALateProgramWithAllThatItStarted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A process that waits for a suspended device cannot be killed until the device is resumed.
+func TestEnd_GivesUpOnAProcessThatDoesNotEnd(t *testing.T) {
+	cmd := exec.Command("sleep", "600")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if end(cmd.Process.Pid, make(chan struct{})) {
+		t.Error("said that it ended")
+	}
+	if took := time.Since(began); took > termGrace+killGrace+time.Second {
+		t.Errorf("took %v", took)
+	}
+	cmd.Wait()
 }
 
 func TestRun_EndsACancelledProgram(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"os/exec"
@@ -135,7 +136,9 @@ func (h *host) tinyDisks() {
 // config writes a domain's configuration.
 func (h *host) config(name string, disks ...string) {
 	h.t.Helper()
-	text := fmt.Sprintf("name = %q\nuuid = \"00000000-0000-4000-8000-%012x\"\nmemory = 64\ndisk = [\n", name, []byte(name))
+	id := fnv.New64a()
+	io.WriteString(id, name)
+	text := fmt.Sprintf("name = %q\nuuid = \"00000000-0000-4000-8000-%012x\"\nmemory = 64\ndisk = [\n", name, id.Sum64()>>16)
 	for _, d := range disks {
 		text += fmt.Sprintf("    '%s',\n", d)
 	}
@@ -320,8 +323,8 @@ func (m *mount) descriptors() []string {
 	var open []string
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(dir, e.Name()))
-		// go-fuse keeps pipes for splicing in a pool.
-		if err != nil || strings.HasPrefix(target, "pipe:") || strings.HasPrefix(target, "anon_inode:") {
+		// go-fuse keeps pipes for splicing in a pool, and /dev/null to empty them into.
+		if err != nil || target == os.DevNull || strings.HasPrefix(target, "pipe:") || strings.HasPrefix(target, "anon_inode:") {
 			continue
 		}
 		open = append(open, target)

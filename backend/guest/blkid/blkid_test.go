@@ -357,8 +357,7 @@ func md0(t testing.TB, path string, off int64, order binary.ByteOrder) {
 func TestProbe_SaysWhatBlkidSays(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			path := newImage(t, k.size)
-			k.build(t, path)
+			path := built(t, k)
 			if said := sameAsBlkid(t, path); k.want != "" && said.Type != k.want {
 				t.Errorf("the image is not what it should be: blkid says %+q, want %s", said, k.want)
 			}

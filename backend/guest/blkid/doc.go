@@ -30,8 +30,8 @@
 // (ext4, xfs, btrfs, f2fs, erofs, squashfs, reiserfs, jfs, nilfs2, swap, md_p.h, bcache),
 // the LUKS1 and LUKS2 on-disk specifications, LVM2's label format, Microsoft's FAT and exFAT
 // specifications, the linux-ntfs documentation, ECMA-119 and Joliet, ECMA-167 and OSTA UDF
-// 2.60, and UEFI for GPT. Which sanity checks make up a type was compared with
-// blkid's answers in the tests.
+// 2.60, and UEFI for GPT. Which of them are checked is what blkid checks: the tests compare
+// with it on intact and on damaged images.
 //
 // Everything read is hostile: each read is bounded, and there is a limit on their number.
 package blkid

@@ -50,6 +50,34 @@ func newImage(t testing.TB, sizeBytes int64) string {
 	return path
 }
 
+// kept holds the images that several tests use.
+var kept string
+
+func TestMain(m *testing.M) {
+	var err error
+	if kept, err = os.MkdirTemp("", "blkid-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	os.RemoveAll(kept)
+	os.Exit(code)
+}
+
+// built is an image of that kind, made once. Who changes it changes it back.
+func built(t testing.TB, k kind) string {
+	t.Helper()
+	path := filepath.Join(kept, strings.ReplaceAll(k.name, " ", "_"))
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	made := newImage(t, k.size)
+	k.build(t, made)
+	if err := os.Rename(made, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // run runs a tool; a missing one skips the test.
 func run(t testing.TB, stdin, name string, args ...string) string {
 	t.Helper()

@@ -1,6 +1,7 @@
 package blkid
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
@@ -96,7 +97,7 @@ func udfDescriptors(r *reader, block int64, length, start uint32) (backend.Conte
 
 // udfCharset tells whether a charspec is OSTA's, the only one that UDF has.
 func udfCharset(b []byte) bool {
-	return b[0] == 0 && strings.TrimRight(string(b[1:]), "\x00") == "OSTA Compressed Unicode"
+	return b[0] == 0 && bytes.HasPrefix(b[1:], []byte("OSTA Compressed Unicode\x00"))
 }
 
 // udfString decodes a dstring: a compression ID, characters, and their length in the

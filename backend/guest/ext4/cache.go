@@ -9,6 +9,7 @@ const (
 	cacheBytes     = 12 << 20 // of metadata held for one filesystem
 	readaheadBytes = 64 << 10 // of a directory, in one read
 	inodeRunBytes  = 32 << 10 // of an inode table, in one read
+	seenRunsBits   = 14       // log2 of the runs of inode tables that are remembered
 )
 
 // cacheKey is a run of blocks.
@@ -100,4 +101,15 @@ func (c *cache) insert(key cacheKey, data []byte) *cached {
 func (c *cache) pushLocked(b *cached) {
 	b.prev, b.next = &c.ring, c.ring.next
 	b.prev.next, b.next.prev = b, b
+}
+
+// seenRuns remembers which runs of inode tables were read already. A run that is missed
+// again was evicted: then single blocks are read, as the inodes of a directory larger than the cache
+// come in no order, and a whole run for each would be mostly copying. A run whose place another one took counts
+// as not seen.
+type seenRuns [1 << seenRunsBits]atomic.Uint64
+
+// firstTime tells whether a run, by its first block, which is never 0, is new.
+func (s *seenRuns) firstTime(block uint64) bool {
+	return s[block*0x9e3779b97f4a7c15>>(64-seenRunsBits)].Swap(block) != block
 }

@@ -12,6 +12,7 @@ import (
 // index look like ones with unused entries, so that every directory can be read from end to end.
 const (
 	direntHeader  = 8 // bytes before the name
+	direntMin     = 12
 	direntTail    = 12
 	direntTailTag = 0xde // as the file type of the entry that holds a leaf's checksum
 	bigBlockBytes = 1 << 16
@@ -38,17 +39,15 @@ type dirent struct {
 
 // dirent parses the entry at a place in a block, and finds it right.
 func (fs *FS) dirent(b []byte, at int) (dirent, error) {
-	if len(b)-at < direntHeader {
+	if len(b)-at < direntMin {
 		return dirent{}, corrupt("the entry at byte %d crosses the block's end", at)
 	}
 	le := binary.LittleEndian
 	e := dirent{ino: le.Uint32(b[at:]), length: fs.recordBytes(b[at+4:])}
 	name := int(b[at+6])
 	switch {
-	case e.length%4 != 0 || e.length < direntHeader+name:
+	case e.length%4 != 0 || e.length < direntMin || e.length < direntHeader+name:
 		return dirent{}, corrupt("the entry at byte %d has %d bytes for a name of %d", at, e.length, name)
-	case e.length < direntTail && at+e.length != len(b):
-		return dirent{}, corrupt("the entry at byte %d has %d bytes", at, e.length)
 	case e.length > len(b)-at:
 		return dirent{}, corrupt("the entry at byte %d crosses the block's end", at)
 	case e.ino > fs.sb.inodes:
@@ -222,7 +221,9 @@ func (fs *FS) Lookup(dir uint64, name string) (backend.Attr, error) {
 		return backend.Attr{}, fmt.Errorf("inode %d: no entry %q: %w", dir, name, backend.ErrNotExist)
 	}
 	var child inode
-	if err := fs.inode(uint64(ino), &child); err != nil {
+	if err := fs.inode(uint64(ino), &child); errors.Is(err, backend.ErrStale) {
+		return backend.Attr{}, corrupt("inode %d: the entry %q leads to inode %d, which is reserved or not in use", dir, name, ino)
+	} else if err != nil {
 		return backend.Attr{}, fmt.Errorf("inode %d: the entry %q: %w", dir, name, err)
 	}
 	return child.attr, nil

@@ -247,7 +247,7 @@ func TestReadable_RefusesFlagsByName(t *testing.T) {
 
 // largeDirectory makes an image with a directory of n names.
 func largeDirectory(t testing.TB, n int, args ...string) string {
-	path := mkfs(t, 128, false, append([]string{"-t", "ext4", "-N", fmt.Sprint(n + 2000)}, args...)...)
+	path := mkfs(t, 16+n/200, false, append([]string{"-t", "ext4", "-N", fmt.Sprint(n + 2000)}, args...)...)
 	populate(t, path, func(dir string) { fillLarge(t, filepath.Join(dir, "large"), n) })
 	return path
 }

@@ -8,11 +8,11 @@ import (
 )
 
 // Compatible features, superblock offset 0x5c.
-const compatHasJournal = 0x4
-
-const compatDirIndex = 0x20
-
-const compatSparseSuper2 = 0x200
+const (
+	compatHasJournal   = 0x4
+	compatDirIndex     = 0x20
+	compatSparseSuper2 = 0x200
+)
 
 // Incompatible features, superblock offset 0x60.
 const (

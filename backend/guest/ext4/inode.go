@@ -83,15 +83,21 @@ func (fs *FS) rawInode(ino uint32) ([]byte, error) {
 	block := at >> sb.blockBits
 	run := uint64(max(1, inodeRunBytes>>sb.blockBits))
 	first := block / run * run
-	n := min(run, sb.inodeTableBlocks()-first)
-	b, err := fs.blocks(table+first, int(n))
-	if err != nil && n > 1 {
-		// The run may reach where the device cannot be read.
-		first = block
-		b, err = fs.blocks(table+first, 1)
+	key := cacheKey{table + first, int(min(run, sb.inodeTableBlocks()-first))}
+	b := fs.cache.lookup(key)
+	if b == nil && key.n > 1 {
+		if whole := fs.runs.firstTime(key.block); whole {
+			b, err = fs.blocks(key.block, key.n)
+		}
+		if b == nil {
+			// Read before, or part of it cannot be read.
+			first, key = block, cacheKey{table + block, 1}
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("inode %d: %w", ino, err)
+	if b == nil {
+		if b, err = fs.blocks(key.block, key.n); err != nil {
+			return nil, fmt.Errorf("inode %d: %w", ino, err)
+		}
 	}
 	at -= first << sb.blockBits
 	return b.data[at : at+uint64(sb.inodeBytes)], nil

@@ -266,6 +266,7 @@ func TestTree_EqualsTheKernelsMount(t *testing.T) {
 		{"lazy", 500, []string{"-t", "ext4", "-E", "lazy_itable_init=1,lazy_journal_init=1"}, nil},
 		{"ext3", 500, []string{"-t", "ext3"}, nil},
 		{"ext2", 500, []string{"-t", "ext2", "-b", "1024"}, nil},
+		{"ext2 of revision 0", 300, []string{"-t", "ext2", "-r", "0"}, nil},
 		{"ext2 without names' types", 300, []string{"-t", "ext2", "-O", "^filetype,^sparse_super,^large_file,^dir_index,^ext_attr,^resize_inode"}, nil},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -279,8 +280,11 @@ func TestTree_EqualsTheKernelsMount(t *testing.T) {
 			if stats.Entries < v.large || stats.Located == 0 || stats.Xattrs < 30 || stats.Segments < 3000 {
 				t.Errorf("too little was compared: %+v", stats)
 			}
-			fs, _ := openImage(t, path)
-			backendtest.Filesystem(t, fs)
+			switch v.name {
+			case "default", "1 KiB blocks", "inodes of 128 bytes", "without dir_index", "without extents":
+				fs, _ := openImage(t, path)
+				backendtest.Filesystem(t, fs)
+			}
 		})
 	}
 }
@@ -289,14 +293,14 @@ func TestTree_EqualsTheKernelsMount(t *testing.T) {
 // unwritten.
 func TestOpenFile_ReadsExtentOf32768Blocks(t *testing.T) {
 	testneed.Loop(t)
-	path := mkfs(t, 1200, false, "-t", "ext4", "-m", "0", "-b", "4096", "-O", "^has_journal")
+	path := mkfs(t, 700, false, "-t", "ext4", "-m", "0", "-b", "4096", "-O", "^has_journal")
 	chunk := content(1, mib)
 	populate(t, path, func(dir string) {
 		f, err := os.Create(filepath.Join(dir, "file"))
 		must(t, err)
 		defer f.Close()
-		must(t, unix.Fallocate(int(f.Fd()), 0, 0, 300*mib))
-		for i := range int64(290) {
+		must(t, unix.Fallocate(int(f.Fd()), 0, 0, 200*mib))
+		for i := range int64(160) {
 			copy(chunk, fmt.Sprintf("%10d", i))
 			_, err := f.WriteAt(chunk, i*mib)
 			must(t, err)
@@ -319,21 +323,6 @@ func TestOpenFile_ReadsExtentOf32768Blocks(t *testing.T) {
 	}
 	dir, _ := mount(t, path, "ro")
 	fstree.Compare(t, fs, dir)
-	f, err := fs.OpenFile(uint64(in.ino))
-	must(t, err)
-	got := make([]byte, mib)
-	for i := range int64(300) {
-		_, err := f.ReadAt(got, i*mib)
-		must(t, err)
-		if i >= 290 {
-			clear(chunk)
-		} else {
-			copy(chunk, fmt.Sprintf("%10d", i))
-		}
-		if !bytes.Equal(got, chunk) {
-			t.Fatalf("MiB %d is not what was written", i)
-		}
-	}
 }
 
 func TestMapRun_ReadsDeepTrees(t *testing.T) {
@@ -353,9 +342,9 @@ func TestMapRun_ReadsDeepTrees(t *testing.T) {
 // was made of.
 func TestTree_ReadsBlocksLargerThanPages(t *testing.T) {
 	testneed.Tools(t, "mke2fs", "e2fsck")
-	source := t.TempDir()
+	source := imageDir(t)
 	fillNames(t, filepath.Join(source, "names"))
-	fillLarge(t, filepath.Join(source, "large"), 3000)
+	fillLarge(t, filepath.Join(source, "large"), 1500)
 	for _, n := range []int{0, 1, 65535, 65536, 65537, 300_000} {
 		must(t, os.WriteFile(filepath.Join(source, fmt.Sprint(n)), content(uint64(n), n), 0o644))
 	}

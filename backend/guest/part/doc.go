@@ -6,7 +6,7 @@
 // After the UEFI specification 2.10, chapter 5.3. Header and entries are used only with
 // correct checksums. Where the primary table is damaged, the backup is used: in the last
 // sector, or where the primary header says that it is, which on a disk that has grown since is
-// not the end. Sectors of 512 and of 4096 bytes are told apart by where an intact header is,
+// not the end (Linux does so only when booted with the option gpt). Sectors of 512 and of 4096 bytes are told apart by where an intact header is,
 // because an image file does not say for which it was made. A partition's number is
 // its place among the entries, counted from 1. A protective MBR (any partition of type 0xEE) makes
 // the disk a GPT disk, also beside other entries (hybrid MBR).

@@ -116,3 +116,6 @@ func mbrEntry(sector []byte, i int, kind byte, start, sectors uint32) {
 	le.PutUint32(e[12:], sectors)
 	sector[510], sector[511] = 0x55, 0xaa
 }
+
+// sumEntries makes the checksum of a GPT header's entries valid.
+func sumEntries(h, entries []byte) { le.PutUint32(h[88:], crc32.ChecksumIEEE(entries)) }

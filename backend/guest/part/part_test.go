@@ -16,7 +16,6 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
-	"domfs/backend/backendtest/testneed"
 	"domfs/backend/guest/part"
 )
 
@@ -230,7 +229,7 @@ func TestParts_AgreesWithTheKernel(t *testing.T) {
 	probe := newImage(t, 8*mib)
 	sfdisk(t, probe, "label: dos\n,1M\n")
 	if len(kernelRows(t, probe, "512")) == 0 {
-		testneed.Missing(t, "a kernel that reads partition tables (CONFIG_MSDOS_PARTITION, CONFIG_EFI_PARTITION)")
+		t.Skip("this kernel reads no partition tables (CONFIG_MSDOS_PARTITION, CONFIG_EFI_PARTITION), which no package can change")
 	}
 	for _, c := range tables {
 		t.Run(c.name, func(t *testing.T) {

@@ -15,9 +15,9 @@ import (
 //
 // with prefixes ending in ':' allowed before each positional parameter; after one, there is no positional FORMAT.
 type diskSpec struct {
-	target, vdev, format, script      optional
-	backendDomain, backendType        optional
-	coloHost, coloExport, active, hid optional // read for their syntax only
+	target, vdev, format, script                 optional
+	backendDomain, backendType                   optional
+	coloHost, coloExport, activeDisk, hiddenDisk optional // read for their syntax only
 
 	phyPrefix, tapPrefix bool
 	anyPrefix            bool
@@ -177,9 +177,9 @@ func (s *diskSpec) option(key, v string) {
 	case "colo-export":
 		s.setString(key, &s.coloExport, v)
 	case "active-disk":
-		s.setString(key, &s.active, v)
+		s.setString(key, &s.activeDisk, v)
 	case "hidden-disk":
-		s.setString(key, &s.hid, v)
+		s.setString(key, &s.hiddenDisk, v)
 	case "colo-port":
 		if n, err := strconv.ParseUint(v, 10, 16); err != nil || n == 0 {
 			s.warn("colo-port=%q is not the number of a port", v)

@@ -96,7 +96,11 @@ func unnamedFile(folder *dir) (*os.File, error) {
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return nil, failed("write in", folder.path, err)
 	}
-	// NFS has no O_TMPFILE. The name is there for an instant.
+	return unlinkedFile(folder) // NFS has no O_TMPFILE
+}
+
+// unlinkedFile opens a new file as unnamedFile does; it has a name for an instant.
+func unlinkedFile(folder *dir) (*os.File, error) {
 	hidden, err := folder.makeSub(hiddenName)
 	if err != nil {
 		return nil, err
@@ -106,7 +110,7 @@ func unnamedFile(folder *dir) (*os.File, error) {
 	if err := hidden.unlink(name); err != nil {
 		return nil, err
 	}
-	f, err = hidden.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	f, err := hidden.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, failed("write in", hidden.path, err)
 	}

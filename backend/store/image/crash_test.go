@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/testneed"
 )
 
 var bg = context.Background()
@@ -51,6 +52,8 @@ func changeHelper(args []string) error {
 }
 
 func TestChanges_SurviveACrashAtEveryStep(t *testing.T) {
+	testneed.Tools(t, "go")
+	testneed.Loop(t)
 	binary := filepath.Join(t.TempDir(), "faulty")
 	command(t, "go", "test", "-c", "-tags", "faults", "-o", binary, ".")
 	for name, folder := range map[string]string{"copy": mountedExt4(t, 64<<20), "clone": mountedXFS(t)} {

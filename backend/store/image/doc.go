@@ -37,7 +37,7 @@
 //
 // Where leases are not to be had (the image belongs to another user and the daemon is
 // not root; NFS), a watch takes their place. It begins only if no process in /proc
-// has the image open for writing and if QEMU's locks are free; and it holds while
+// has the image open for writing, as far as the daemon may look, and if QEMU's locks are free; and it holds while
 // those locks stay free, and size, mtime and ctime do not change. A write(2) of this host
 // that falls into the copy changes them before the last look. Not seen are stores
 // through a mapping whose page was dirty before, and, for as long as the

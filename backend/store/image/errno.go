@@ -45,7 +45,6 @@ var hints = map[unix.Errno]string{
 	unix.EROFS:  "mount its filesystem read-write",
 	unix.EDQUOT: "raise the quota or free space",
 	unix.ENOSPC: "free space on its filesystem",
-	unix.ELOOP:  "its symbolic links go in circles",
 }
 
 // failed is the error of op on path: a sentence that wraps one of backend's sentinels.

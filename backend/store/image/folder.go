@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"domfs/backend"
@@ -196,7 +197,7 @@ func (d *dir) rename(from, to string) error {
 	return nil
 }
 
-// names lists d, at most limit names.
+// names lists d, sorted, at most limit names.
 func (d *dir) names(limit int) ([]string, error) {
 	f, err := d.open(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -207,7 +208,9 @@ func (d *dir) names(limit int) ([]string, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, failed("list", d.path, err)
 	}
-	return names, nil
+	// A file that is replaced meanwhile may be met twice.
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // openSet opens the folder of a set.

@@ -146,7 +146,10 @@ func (s *Store) guardImage(path string, running bool) (*guardedImage, error) {
 		return nil, err
 	}
 	image := &guardedImage{path: path, f: f, seen: versionOf(st)}
-	if image.reflink, err = s.canReflink(folder, st); err == nil && !running {
+	if !s.noReflink {
+		image.reflink, err = s.canReflink(folder, st)
+	}
+	if err == nil && !running {
 		err = s.keep(image)
 	}
 	if err != nil {

@@ -60,21 +60,31 @@ func requestFor(v backend.Volume, set string) backend.SnapshotRequest {
 	}}
 }
 
+// prepare calls Prepare for one image; the guard is released when the test ends at the latest.
+func prepare(t *testing.T, s *Store, req backend.SnapshotRequest, running bool) (backend.Guard, error) {
+	t.Helper()
+	g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, running)
+	if g != nil {
+		t.Cleanup(g.Release)
+	}
+	return g, err
+}
+
 // filling makes a snapshot that must be copied.
 func filling(t *testing.T, s *Store, path, set string) (backend.Guard, backend.Snapshot) {
 	t.Helper()
+	s.noReflink = true
 	req := requestFor(volumeOf(t, s, path), set)
-	g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false)
+	g, err := prepare(t, s, req, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.Release)
 	snap, err := s.Snapshot(t.Context(), req, g)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if snap.State != backend.SnapshotFilling {
-		t.Skipf("this filesystem clones: state is %q", snap.State)
+		t.Fatalf("state is %q, want filling", snap.State)
 	}
 	if !g.Exclusive() {
 		t.Fatal("the guard is not exclusive")
@@ -139,6 +149,9 @@ func TestFill_EndsWhenAWriterAppears(t *testing.T) {
 				err := s.Fill(ctx, snap, g, nil)
 				if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), path) {
 					t.Errorf("Fill = %v, want ErrBusy with the path", err)
+				}
+				if ctx.n < 0 {
+					t.Errorf("Fill went on for %d chunks", -ctx.n)
 				}
 				meta := snap.SnapshotMeta
 				meta.State = backend.SnapshotActive
@@ -209,7 +222,7 @@ func TestPrepare_RefusesToCopyAnImageInUse(t *testing.T) {
 		s.noLease = noLease
 		holder := startHelper(t, true, "hold", path)
 		req := requestFor(volumeOf(t, s, path), "set1")
-		g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false)
+		g, err := prepare(t, s, req, false)
 		pid := fmt.Sprintf("(pid %d)", holder.Process.Pid)
 		if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), pid) || !strings.Contains(err.Error(), "ext4") {
 			t.Errorf("Prepare = %v, %v, want ErrBusy with path, %q and ext4", g, err, pid)
@@ -219,20 +232,18 @@ func TestPrepare_RefusesToCopyAnImageInUse(t *testing.T) {
 	s.noLease = false
 	holder := startHelper(t, true, "lock", "ofd", path)
 	req := requestFor(volumeOf(t, s, path), "set1")
-	g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, true)
+	g, err := prepare(t, s, req, true)
 	pid := fmt.Sprintf("(pid %d)", holder.Process.Pid)
 	if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), pid) || !strings.Contains(err.Error(), "shut web-01 down") {
 		t.Errorf("Prepare while it runs = %v, %v, want ErrUnsupported with %q", g, err, pid)
 	}
 	stopHelper(holder)
 	req = requestFor(volumeOf(t, s, path), "set1")
-	if g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, true); !errors.Is(err, backend.ErrUnsupported) {
+	if g, err := prepare(t, s, req, true); !errors.Is(err, backend.ErrUnsupported) {
 		t.Errorf("Prepare while it runs, unused = %v, %v, want ErrUnsupported", g, err)
 	}
-	if g, err = s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false); err != nil {
+	if _, err := prepare(t, s, req, false); err != nil {
 		t.Errorf("Prepare of an unused image = %v", err)
-	} else {
-		g.Release()
 	}
 	noStray(t, folder)
 }
@@ -245,7 +256,7 @@ func TestPrepare_SeesALoopDeviceAsAWriter(t *testing.T) {
 	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
 	s := New(nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
-	g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false)
+	g, err := prepare(t, s, req, false)
 	if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), device) {
 		t.Errorf("Prepare = %v, %v, want ErrBusy with %s", g, err, device)
 	}
@@ -259,11 +270,10 @@ func TestSnapshot_ClonesAnImageInUse(t *testing.T) {
 	startHelper(t, true, "hold", path)
 	for i, running := range []bool{true, false} {
 		req := requestFor(volumeOf(t, s, path), fmt.Sprint("set", i))
-		g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, running)
+		g, err := prepare(t, s, req, running)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer g.Release()
 		if g.Exclusive() {
 			t.Error("a guard of an image in use is exclusive")
 		}
@@ -294,11 +304,10 @@ func TestSnapshot_ClonesAnImageWithoutCopyOnWrite(t *testing.T) {
 	command(t, "chattr", "-C", folder)
 	s := New(nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
-	g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, true)
+	g, err := prepare(t, s, req, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Release()
 	if snap, err := s.Snapshot(t.Context(), req, g); err != nil || snap.State != backend.SnapshotPending {
 		t.Errorf("Snapshot = %+v, %v", snap, err)
 	}

@@ -37,6 +37,8 @@ type Store struct {
 	procfs  string   // where procfs is mounted
 	// noLease makes guards watch instead of taking leases, as where there are none.
 	noLease bool
+	// noReflink makes snapshots be copied, as where nothing can be cloned.
+	noReflink bool
 
 	// changes is held for each change of what is in .domfs folders.
 	changes sync.Mutex

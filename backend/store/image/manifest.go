@@ -246,18 +246,12 @@ func tempName(name string) string { return "." + name + tempSuffix }
 // changed.
 func (s *Store) readManifest(set *dir, setName, vdev string) (*manifest, error) {
 	path := filepath.Join(set.path, vdev+manifestSuffix)
-	f, err := set.open(vdev+manifestSuffix, unix.O_RDONLY, 0)
+	st, err := set.stat(vdev + manifestSuffix)
 	if err != nil {
 		return nil, failed("read", path, err)
 	}
-	defer f.Close()
-	st, err := statFile(f, path)
-	if err != nil {
-		return nil, err
-	}
-	version := versionOf(st)
 	s.mu.Lock()
-	m, ok := s.manifests[version]
+	m, ok := s.manifests[versionOf(st)]
 	s.mu.Unlock()
 	if ok && m == nil {
 		return nil, fmt.Errorf("%s: %w", path, errDamaged)
@@ -266,6 +260,15 @@ func (s *Store) readManifest(set *dir, setName, vdev string) (*manifest, error) 
 	if ok && m.Set == setName && m.Disk.VDev == vdev {
 		return m, nil
 	}
+	f, err := set.open(vdev+manifestSuffix, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, failed("read", path, err)
+	}
+	defer f.Close()
+	if st, err = statFile(f, path); err != nil {
+		return nil, err
+	}
+	version := versionOf(st)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxManifestBytes {
 		err = fmt.Errorf("it is no regular file of at most %d bytes: %w", maxManifestBytes, backend.ErrCorrupt)
 	} else {

@@ -77,9 +77,6 @@ func (s *Store) repairSet(set *dir) error {
 		if !isStray(name, there) {
 			continue
 		}
-		if vdev, ok := strings.CutSuffix(name, imageSuffix); ok && checkNotFilling(set, member{set: filepath.Base(set.path), vdev: vdev}) != nil {
-			continue
-		}
 		if err := set.unlink(name); err != nil {
 			return err
 		}

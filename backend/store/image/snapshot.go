@@ -179,7 +179,10 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 			}
 			names, err := set.names(maxSetFiles)
 			if err != nil {
-				return err
+				if !errors.Is(err, backend.ErrNotExist) { // removed meanwhile
+					s.warn(set.path, "snapshot set cannot be read", err)
+				}
+				return nil
 			}
 			for _, name := range names {
 				vdev, ok := strings.CutSuffix(name, manifestSuffix)
@@ -193,7 +196,12 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 				}
 				st, err := set.stat(vdev + imageSuffix)
 				if err != nil {
+					// It may have been removed since; then the manifest says so by now.
 					st = nil
+					if man, err = s.readManifest(set, setName, vdev); err != nil {
+						s.warnUnread(set, name, err)
+						continue
+					}
 				}
 				snaps = append(snaps, snapshotOf(member{folder, setName, vdev}, man, st))
 			}
@@ -237,6 +245,9 @@ func (s *Store) eachSet(folder string, f func(hidden, set *dir, name string) err
 	}
 	defer hidden.Close()
 	names, err := hidden.names(maxSets)
+	if errors.Is(err, backend.ErrNotExist) {
+		return nil // removed meanwhile
+	}
 	if err != nil {
 		return err
 	}

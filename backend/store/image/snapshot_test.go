@@ -9,11 +9,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"domfs/backend"
 	"domfs/backend/backendtest/testneed"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,7 +100,7 @@ func extents(t *testing.T, path string) []int64 {
 func TestFill_KeepsHoles(t *testing.T) {
 	folder := mountedExt4(t, 64<<20)
 	path := filepath.Join(folder, "web-01.img")
-	const size = 512<<20 + 1000 // larger than the filesystem
+	const size = 128<<20 + 1000 // larger than the filesystem
 	sparseImage(t, path, size, 1<<20, 100<<20+4096, 101<<20, size-1000)
 	s := New(nil, nil)
 	snap := mustActive(t, s, path, "set1")
@@ -157,8 +160,7 @@ func TestSnapshot_WithoutRoomLeavesNothing(t *testing.T) {
 			}
 			s := New(nil, nil)
 			req := requestFor(volumeOf(t, s, path), "set1")
-			before := freeBytes(t, folder)
-			g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false)
+			g, err := prepare(t, s, req, false)
 			if !errors.Is(err, backend.ErrNoSpace) || !strings.Contains(err.Error(), fmt.Sprint(req.Origin.SizeBytes)) || !strings.Contains(err.Error(), folder) {
 				t.Fatalf("Prepare = %v, %v, want ErrNoSpace with numbers and folder", g, err)
 			}
@@ -167,16 +169,15 @@ func TestSnapshot_WithoutRoomLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			req = requestFor(volumeOf(t, s, path), "set1")
-			g, err = s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false)
+			g, err = prepare(t, s, req, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer g.Release()
 			filler := filepath.Join(folder, "filler")
 			if err := os.WriteFile(filler, make([]byte, free*5/10), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			before = freeBytes(t, folder)
+			before := freeBytes(t, folder)
 			if snap, err := s.Snapshot(t.Context(), req, g); !errors.Is(err, backend.ErrNoSpace) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("Snapshot = %+v, %v, want ErrNoSpace in one line", snap, err)
 			}
@@ -197,9 +198,6 @@ func TestReserveSpace_SaysWhenTheFilesystemRunsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer from.Close()
-	if err := unix.Fallocate(int(from.Fd()), 0, 0, size); err != nil {
-		t.Skipf("cannot reserve here: %v", err)
-	}
 	if _, err := from.Write(bytes.Repeat([]byte("x"), size)); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +213,7 @@ func TestReserveSpace_SaysWhenTheFilesystemRunsFull(t *testing.T) {
 
 func freeBytes(t *testing.T, folder string) int64 {
 	t.Helper()
-	unix.Sync()
+	command(t, "sync", "-f", folder)
 	_, free, err := space(folder)
 	if err != nil {
 		t.Fatal(err)
@@ -295,7 +293,7 @@ func TestSnapshot_RefusesNamesThatCannotBeFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			req := good
 			spoil(&req)
-			if g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false); !errors.Is(err, backend.ErrInvalid) {
+			if g, err := prepare(t, s, req, false); !errors.Is(err, backend.ErrInvalid) {
 				t.Errorf("Prepare = %v, %v, want ErrInvalid", g, err)
 			}
 			noStray(t, folder)
@@ -309,7 +307,7 @@ func TestSnapshot_OfASnapshotIsRefused(t *testing.T) {
 	s := New(nil, nil)
 	snap := mustActive(t, s, path, "set1")
 	req := requestFor(volumeOf(t, s, snap.Volume.ID), "set2")
-	if g, err := s.Prepare(t.Context(), []backend.SnapshotRequest{req}, false); !errors.Is(err, backend.ErrUnsupported) {
+	if g, err := prepare(t, s, req, false); !errors.Is(err, backend.ErrUnsupported) {
 		t.Errorf("Prepare = %v, %v, want ErrUnsupported", g, err)
 	}
 	if _, err := s.Resize(t.Context(), snap.Volume, 2<<20); !errors.Is(err, backend.ErrReadOnly) {
@@ -349,6 +347,7 @@ func TestSnapshots_ListsWhatIsDamagedAsInvalid(t *testing.T) {
 	at := func(set string) string { return filepath.Join(folder, hiddenName, set, "xvda.img") }
 	for _, err := range []error{
 		os.Remove(at("gone")),
+		os.Chmod(at("short"), 0o600),
 		os.Truncate(at("short"), 5),
 		os.Remove(at("link")),
 		os.Symlink("/etc/passwd", at("link")),
@@ -378,6 +377,72 @@ func TestSnapshots_ListsWhatIsDamagedAsInvalid(t *testing.T) {
 		}
 	}
 	noStray(t, folder)
+}
+
+func TestSnapshots_ListsWhileTheyChange(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "web-01.img")
+	sparseImage(t, path, 1<<20, 0)
+	core, logs := observer.New(zap.WarnLevel)
+	s := New([]string{folder}, zap.New(core))
+	mustActive(t, s, path, "kept")
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	for _, lister := range []*Store{s, New([]string{folder}, zap.New(core))} {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				snaps, err := lister.Snapshots(bg)
+				if err != nil {
+					t.Error(err)
+				}
+				kept := false
+				for _, snap := range snaps {
+					kept = kept || snap.Set == "kept"
+					if snap.State == backend.SnapshotInvalid || snap.Volume.Err != nil && snap.State != backend.SnapshotRemoving {
+						t.Errorf("%s is %s: %v", snap.Set, snap.State, snap.Volume.Err)
+					}
+				}
+				if !kept {
+					t.Error("a snapshot that nobody touched is not listed")
+				}
+			}
+		}()
+	}
+	for i := range 12 {
+		snap := mustActive(t, s, path, fmt.Sprint("set", i%2))
+		if err := s.Remove(bg, snap); err != nil {
+			t.Error(err)
+		}
+	}
+	close(done)
+	group.Wait()
+	for _, entry := range logs.All() {
+		t.Errorf("logged: %s %v", entry.Message, entry.ContextMap())
+	}
+}
+
+func TestSnapshots_WarnsOnce(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.Symlink("/etc", filepath.Join(folder, hiddenName)); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.WarnLevel)
+	s := New([]string{folder}, zap.New(core))
+	for range 3 {
+		if states := listedAs(t, s); len(states) != 0 {
+			t.Errorf("Snapshots = %v", states)
+		}
+	}
+	if logs.Len() != 1 {
+		t.Errorf("logged %d times: %v, want once", logs.Len(), logs.All())
+	}
 }
 
 func TestSnapshots_SkipsManifestsThatCannotBeUsed(t *testing.T) {
@@ -538,4 +603,22 @@ func FuzzParseManifest(f *testing.F) {
 			t.Errorf("%+v became %+v, %v", m, m2, err)
 		}
 	})
+}
+
+func TestUnlinkedFile_LeavesNothing(t *testing.T) {
+	path := t.TempDir()
+	folder, err := openFolder(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	f, err := unlinkedFile(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	noStray(t, path)
 }

@@ -29,7 +29,6 @@ var _ backend.Store = (*Store)(nil)
 
 // Store is the block devices of a host. It is safe for concurrent use.
 type Store struct {
-	log    *zap.Logger
 	sysfs  string
 	procfs string
 
@@ -37,12 +36,10 @@ type Store struct {
 	claims map[uint64]claim // by device number; guarded by mu
 }
 
-// New makes the store.
-func New(log *zap.Logger) *Store {
-	if log == nil {
-		log = zap.NewNop()
-	}
-	return &Store{log: log, sysfs: "/sys", procfs: "/proc", claims: map[uint64]claim{}}
+// New makes the store. It has nothing to log: what is wrong with a device is its
+// volume's Err.
+func New(*zap.Logger) *Store {
+	return &Store{sysfs: "/sys", procfs: "/proc", claims: map[uint64]claim{}}
 }
 
 // Name is "phy".

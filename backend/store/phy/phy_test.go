@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,23 @@ import (
 	"domfs/backend/backendtest"
 	"domfs/backend/backendtest/testneed"
 )
+
+// helperEnv makes the test binary be another process, which has a device open exclusively.
+const helperEnv = "DOMFS_PHY_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) == "" {
+		os.Exit(m.Run())
+	}
+	f, err := os.OpenFile(os.Args[1], os.O_RDWR|syscall.O_EXCL, 0)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer f.Close()
+	fmt.Println("open")
+	io.Copy(io.Discard, os.Stdin)
+}
 
 // loopDevice makes a block device of some size, and the file behind it.
 func loopDevice(t *testing.T, size int64, args ...string) (device, file string) {
@@ -231,7 +249,7 @@ func TestVolumes_SaysWhyADeviceCannotBeRead(t *testing.T) {
 }
 
 func TestVolumes_NamesTheHolder(t *testing.T) {
-	testneed.Tools(t, "mkfs.ext4", "qemu-io", "python3")
+	testneed.Tools(t, "mkfs.ext4", "qemu-io")
 	device, _ := loopDevice(t, 16<<20)
 	command(t, "mkfs.ext4", "-q", device)
 	s := New(nil)
@@ -285,7 +303,8 @@ func TestVolumes_NamesTheHolder(t *testing.T) {
 		}
 	}
 	hold("qemu-io", "-f", "raw", device)
-	hold("python3", "-c", "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR | os.O_EXCL); print('open', flush=True); sys.stdin.read()", device)
+	t.Setenv(helperEnv, "exclusive")
+	hold("/proc/self/exe", device)
 }
 
 func TestVolumes_SeesAMountedPartitionOfADisk(t *testing.T) {
