@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"domfs/backend"
 
@@ -171,6 +172,7 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 	}
 	v.SizeBytes = st.Size
 	v.Generation = versionOf(st).generation()
+	v.ModTime = time.Unix(st.Mtim.Unix())
 	h.ask(i, f, st)
 	if v.Format != formatRaw {
 		v.Err = fmt.Errorf("%s: %s is not read yet, only raw images are: convert it with qemu-img convert -O raw: %w", path, v.Format, backend.ErrUnsupported)
