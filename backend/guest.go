@@ -126,7 +126,8 @@ type FS interface {
 	Lookup(dir uint64, name string) (Attr, error)
 	// ReadDir calls emit for each entry after cookie (0: from the start) until emit
 	// returns false or the directory ends. With attrs, entries carry their Attr where it can be
-	// read. Parent ("..") and self are not emitted.
+	// read. Parent ("..") and self are not emitted. e and e.Attr are valid until emit returns;
+	// e.Name may be kept.
 	ReadDir(dir uint64, cookie uint64, attrs bool, emit func(e *DirEntry) bool) error
 	// Parent is the inode number of a directory's "..".
 	Parent(dir uint64) (uint64, error)

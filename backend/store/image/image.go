@@ -150,16 +150,13 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 		return backend.Volume{}, false
 	}
 	path := filepath.Clean(d.Source)
-	if path == "/dev" || strings.HasPrefix(path, "/dev/") {
-		return backend.Volume{}, false
-	}
 	v := backend.Volume{Store: storeName, ID: path, Driver: driverName, Format: d.Format}
 	if v.Format == "" {
 		v.Format = formatRaw
 	}
 	f, st, err := openImage(d.Source)
-	if errors.Is(err, errBlockDevice) {
-		return backend.Volume{}, false
+	if errors.Is(err, errBlockDevice) || err != nil && strings.HasPrefix(path, "/dev/") {
+		return backend.Volume{}, false // what is missing from /dev would have been a device
 	}
 	if err == nil {
 		defer f.Close()

@@ -82,7 +82,8 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 	var st unix.Stat_t
 	err := ignoringEINTR(func() error { return unix.Stat(path, &st) })
 	isBlock := err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
-	if !inDev && !isBlock {
+	isFile := err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG // an image in /dev/shm
+	if !inDev && !isBlock || isFile {
 		return v, 0, false
 	}
 	v = backend.Volume{Store: storeName, ID: path, Driver: driverName, Format: d.Format}
