@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -108,6 +109,7 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 			return zero, late
 		}
 	}
+	slot.late.Store(false)
 	type answer struct {
 		v   T
 		err error
@@ -131,7 +133,8 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 		case a := <-done:
 			return a.v, a.err
 		default:
-			slot.late.Store(true)
+			// A reading that was given up says nothing about the driver.
+			slot.late.Store(errors.Is(ctx.Err(), context.DeadlineExceeded))
 			return zero, late
 		}
 	}

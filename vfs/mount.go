@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -89,6 +90,7 @@ func Mount(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
 	}
+	closeOnExec()
 	s := &Server{fs: f, fuse: server, mountpoint: o.Mountpoint}
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
@@ -97,6 +99,25 @@ func Mount(o Options) (*Server, error) {
 	}
 	s.raiseReadAhead()
 	return s, nil
+}
+
+// closeOnExec keeps the connection to the kernel from programs that the daemon starts, which a
+// direct mount does not: while one of them has it, the mount outlives a daemon that was killed, and
+// whoever touches it hangs.
+func closeOnExec() {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, d := range fds {
+		fd, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue
+		}
+		if target, err := os.Readlink("/proc/self/fd/" + d.Name()); err == nil && target == "/dev/fuse" {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 func debugLogger(l *zap.Logger) *log.Logger {

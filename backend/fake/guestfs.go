@@ -340,8 +340,8 @@ func (f *guestFS) dir(op string, ino uint64) (*GuestNode, error) {
 	return n, err
 }
 
-func (f *guestFS) Root() uint64                      { return f.g.root.Ino }
-func (f *guestFS) Warnings() []string                { return f.g.Warnings }
+func (f *guestFS) Root() uint64                    { return f.g.root.Ino }
+func (f *guestFS) Warnings() []string              { return f.g.Warnings }
 func (f *guestFS) StatFS() (backend.FSStat, error) { return f.g.Stat, nil }
 
 func (f *guestFS) Attr(ino uint64) (backend.Attr, error) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"domfs/backend"
 	"domfs/backend/all"
 	"domfs/backend/run"
 	"domfs/control"
@@ -157,6 +158,11 @@ func (c *mountCommand) serve(ready func(string)) error {
 		c.end(server, gone, mountpoint, runner, log)
 	}
 	err = host.Close()
+	if errors.Is(err, backend.ErrBusy) {
+		// Files that were open in a detached mount: they end with us.
+		log.Debug("disks were still open at the end", zap.Error(err))
+		err = nil
+	}
 	waitFor(gone, time.Second) // a change that has just ended still has to be answered
 	log.Info("unmounted", zap.String("mountpoint", mountpoint))
 	return err

@@ -53,6 +53,11 @@ func run(commands [][]string, verbose bool) int {
 		fmt.Fprintln(os.Stderr, "harness:", err)
 		return 1
 	}
+	// Tests run programs as other users, who must get in.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		return 1
+	}
 	before := readMachine(dir)
 	count := newCount(os.Stdout, verbose)
 	status := 0
