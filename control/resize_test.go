@@ -2,7 +2,6 @@ package control
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"math/big"
 	"strconv"
@@ -187,6 +186,6 @@ func TestResize_ComputesADifferenceOnce(t *testing.T) {
 		b.must(<-errs)
 	}
 	if n := b.fake.Store.Size("/images/web01-xvda"); n != 9<<20 {
-		t.Error(fmt.Sprintf("%d bytes", n))
+		t.Errorf("%d bytes", n)
 	}
 }

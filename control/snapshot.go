@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -200,7 +201,7 @@ func (m *maker) make(ctx context.Context) (*fill, error) {
 		fault.Point("control.snapshot.prepare")
 		g, err := p.store.Prepare(ctx, p.reqs, m.domain.isRunning())
 		if err != nil {
-			return nil, err
+			return nil, m.explain(err)
 		}
 		p.guard = g
 	}
@@ -218,6 +219,14 @@ func (m *maker) make(ctx context.Context) (*fill, error) {
 	m.c.message = string(m.consistency(paused))
 	m.c.extra = []zap.Field{zap.String("consistency", m.c.message), zap.Int("disks", len(m.made)), zap.Bool("filling", m.fill != nil)}
 	return m.fill, nil
+}
+
+// explain adds who keeps the domain running, where nobody but they can say so.
+func (m *maker) explain(err error) error {
+	if m.domain.Holder == "" || !errors.Is(err, backend.ErrUnsupported) || strings.Contains(err.Error(), m.domain.Holder) {
+		return err
+	}
+	return fmt.Errorf("%s counts as running, for %s has a disk of it open: %w", m.domain.Name, m.domain.Holder, err)
 }
 
 // takePaused makes the snapshots, with the domain paused where it runs and can be.

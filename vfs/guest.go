@@ -52,7 +52,7 @@ func (f *fileSystem) guestRootEntry(c *call, at place, owner string, out *fuse.E
 	if err != nil {
 		return err
 	}
-	s, err := f.slots.get(at.ref(), owner, v, guest.Root())
+	s, err := f.slots.get(at.ref(), owner, v, guest)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func fillAttr(s *slot, a *backend.Attr, out *fuse.Attr) {
 	out.Nlink = a.Nlink
 	out.Owner = fuse.Owner{Uid: a.UID, Gid: a.GID}
 	out.Rdev = encodeDev(a.RdevMajor, a.RdevMinor)
-	out.Blksize = 4096
+	out.Blksize = s.blksize
 }
 
 // encodeDev is the kernel's 32-bit form of a device number, as FUSE carries it

@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 
@@ -56,6 +57,20 @@ func (f *fileSystem) dropHandle(id uint64) {
 	f.openSets.remove(h.setID, h)
 }
 
+// releaseAll closes what is open still when the mount has ended: the kernel drops the messages of
+// files that were closed just before.
+func (f *fileSystem) releaseAll() {
+	f.handleMu.RLock()
+	ids := make([]uint64, 0, len(f.handles))
+	for id := range f.handles {
+		ids = append(ids, id)
+	}
+	f.handleMu.RUnlock()
+	for _, id := range ids {
+		f.dropHandle(id)
+	}
+}
+
 func (h *handle) read(c *call, off int64, buf []byte) (fuse.ReadResult, error) {
 	switch {
 	case h.text != nil:
@@ -88,6 +103,13 @@ func (d *dataHandle) release() {
 func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, error) {
 	if off >= d.data.Size() || len(buf) == 0 {
 		return fuse.ReadResultData(nil), nil
+	}
+	if d.slot != nil && !d.slot.frozen() {
+		// What the filesystem knows of a disk that has changed since is not true any more.
+		if !d.vol.Acquire() {
+			return nil, fmt.Errorf("the disk has changed, or its domain runs: %w", backend.ErrStale)
+		}
+		defer d.vol.Release()
 	}
 	want := min(int64(len(buf)), d.data.Size()-off)
 	if l, ok := d.data.(backend.Locator); ok && want >= spliceMin {

@@ -1,15 +1,11 @@
 package vfs
 
 import (
-	"bufio"
 	"fmt"
 	"log"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 
 	"domfs/backend"
 	"domfs/control"
@@ -20,8 +16,12 @@ import (
 )
 
 const (
-	// maxTransfer is the largest read, in bytes, and the read-ahead that goes with it.
-	maxTransfer = 1 << 20
+	// maxTransfer is the largest read, in bytes. With its header it must fit a pipe of the
+	// largest size that the kernel gives (1 MiB, pipe(7)), or it cannot be spliced.
+	maxTransfer = 512 << 10
+	// ReadAhead is how far the kernel should read ahead on the mount, in bytes: two reads at
+	// a time. Its default of 128 KiB halves the speed of large reads.
+	ReadAhead = 1 << 20
 	// maxBackground is how many read-ahead requests may wait at a time.
 	maxBackground = 64
 )
@@ -97,7 +97,6 @@ func Mount(o Options) (*Server, error) {
 		server.Unmount()
 		return nil, fmt.Errorf("mount on %s: %w", o.Mountpoint, err)
 	}
-	s.raiseReadAhead()
 	return s, nil
 }
 
@@ -132,12 +131,17 @@ func debugLogger(l *zap.Logger) *log.Logger {
 func (s *Server) Wait() {
 	s.fuse.Wait()
 	s.end()
+	s.fs.releaseAll()
 }
 
 // Unmount ends the mount; it fails while a file in it, or a working directory, keeps it busy.
 func (s *Server) Unmount() error {
 	s.end()
-	return s.fuse.Unmount()
+	if err := s.fuse.Unmount(); err != nil {
+		return err
+	}
+	s.fs.releaseAll()
+	return nil
 }
 
 // Detach takes the mount out of sight at once; it ends when the last file in it is closed.
@@ -148,51 +152,3 @@ func (s *Server) Detach() error {
 
 // end wakes those who wait for events.
 func (s *Server) end() { s.endOnce.Do(func() { close(s.fs.ending) }) }
-
-// raiseReadAhead sets the mount's read-ahead to what a request may carry: the kernel's default
-// of 128 KiB halves the speed of large reads. It needs root; without, reads are merely slower.
-func (s *Server) raiseReadAhead() {
-	dev, err := deviceOf(s.mountpoint)
-	if err != nil {
-		return
-	}
-	path := filepath.Join("/sys/class/bdi", dev, "read_ahead_kb")
-	if err := os.WriteFile(path, []byte(fmt.Sprint(maxTransfer>>10)), 0); err != nil {
-		s.fs.log.Debug("read-ahead stays at the kernel's default", zap.Error(err))
-	}
-}
-
-// deviceOf finds the major:minor of the mount on path, without touching the mount itself: a
-// daemon that waits for its own answer may wait forever.
-func deviceOf(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
-	}
-	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		abs = filepath.Join(dir, filepath.Base(abs))
-	}
-	file, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	defer file.Close()
-	dev := ""
-	scanner := bufio.NewScanner(file)
-	for scanner.Scan() {
-		// proc(5): ID, parent ID, major:minor, root, mount point, …
-		fields := strings.Fields(scanner.Text())
-		if len(fields) > 4 && unescapeMountinfo(fields[4]) == abs {
-			dev = fields[2]
-		}
-	}
-	if dev == "" {
-		return "", syscall.ENOENT
-	}
-	return dev, scanner.Err()
-}
-
-// unescapeMountinfo undoes proc(5)'s octal escapes.
-func unescapeMountinfo(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
-}

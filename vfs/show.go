@@ -331,6 +331,7 @@ func parts(c *call, at place) ([]string, error) {
 	defer v.Release()
 	ps, err := v.Parts()
 	if err != nil {
+		c.fs.host.Failed(c.owner(at), "partitions", err)
 		return nil, nil
 	}
 	names := make([]string, 0, len(ps))
@@ -353,7 +354,7 @@ func findPart(c *call, at place, name string) (place, string, error) {
 	defer v.Release()
 	ps, err := v.Parts()
 	if err != nil {
-		return at, "", err
+		return at, "", c.fs.host.Failed(c.owner(at), "partitions", err)
 	}
 	for i := range ps {
 		if ps[i].Number == n {

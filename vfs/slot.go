@@ -30,6 +30,7 @@ type slot struct {
 	owner   string // domain to whose last_error failures go
 	seed    uint64
 	rootIno uint64
+	blksize uint32 // st_blksize of its files
 	vol     atomic.Pointer[control.Volume]
 	lookups atomic.Int64 // by the kernel, not yet forgotten; atomic
 }
@@ -44,7 +45,7 @@ func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
 			return nil, nil, fmt.Errorf("disk %s of %s has changed, or its domain runs: %w", s.ref.VDev, s.owner, backend.ErrStale)
 		}
 		if c.fs.draining(s.ref.SetID) {
-			return nil, nil, fmt.Errorf("the snapshot is being removed: %w", backend.ErrStale)
+			return nil, nil, fmt.Errorf("the snapshot is being removed: %w", backend.ErrNotExist)
 		}
 		opened, err := c.fs.host.Volume(c.ctx, s.ref)
 		if err != nil {
@@ -115,9 +116,6 @@ func (t *slotTable) of(nodeID uint64) (*slot, uint64) {
 	return t.slots[i], nodeID & inoMask
 }
 
-// count counts lookups by the kernel.
-func (t *slotTable) count(s *slot, n int64) { s.lookups.Add(n) }
-
 func (t *slotTable) forget(nodeID, n uint64) {
 	s, _ := t.of(nodeID)
 	if s == nil || s.lookups.Add(-int64(n)) > 0 {
@@ -136,14 +134,14 @@ func (t *slotTable) forget(nodeID, n uint64) {
 
 // get finds the slot for a filesystem or makes it, and counts one lookup, of its root. v is
 // acquired by the caller and stays so.
-func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, rootIno uint64) (*slot, error) {
+func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, guest backend.FS) (*slot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.byRef[ref]; s != nil && (s.frozen() || s.vol.Load() == v) {
 		s.lookups.Add(1)
 		return s, nil
 	}
-	s := &slot{ref: ref, owner: owner, seed: seedOf(ref), rootIno: rootIno}
+	s := &slot{ref: ref, owner: owner, seed: seedOf(ref), rootIno: guest.Root(), blksize: blockSize(guest)}
 	s.lookups.Store(1)
 	s.vol.Store(v)
 	free := -1
@@ -164,4 +162,12 @@ func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, 
 	t.slots[free] = s
 	t.byRef[ref] = s
 	return s, nil
+}
+
+// blockSize is what a guest's stat says is good to read at a time.
+func blockSize(guest backend.FS) uint32 {
+	if st, err := guest.StatFS(); err == nil && st.BlockSize > 0 {
+		return st.BlockSize
+	}
+	return 4096
 }

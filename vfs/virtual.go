@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"syscall"
 	"time"
 
@@ -68,7 +69,8 @@ func (f *fileSystem) virtualAttr(c *call, n *node, out *fuse.Attr) error {
 		out.Size = uint64(len(target))
 	case n.e.placeholder():
 		// A directory that stands for an object is gone when the object is.
-		if _, _, err := n.e.find(c, n.parent.at, n.currentName(c)); err != nil {
+		_, _, err := n.e.find(c, n.parent.at, n.currentName(c))
+		if err != nil && !errors.Is(err, errWouldWait) {
 			return err
 		}
 	}

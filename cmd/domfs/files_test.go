@@ -145,7 +145,7 @@ func TestFiles_AreWhatTheKernelsOwnMountShows(t *testing.T) {
 			defer h.loopUnmount(t, kernel)
 			want := readTree(t, kernel)
 			got := readTree(t, m.at("snapshots", fs.disk, "files"))
-			if len(want) < 5 {
+			if len(want) < 3 { // the root, lost+found and something in it
 				t.Fatalf("the kernel shows only %d files", len(want))
 			}
 			differences := 0

@@ -139,6 +139,7 @@ func (c *mountCommand) serve(ready func(string)) error {
 	if err != nil {
 		return errors.Join(err, host.Close())
 	}
+	raiseReadAhead(mountpoint, log)
 	gone := make(chan struct{})
 	go func() { server.Wait(); close(gone) }()
 

@@ -107,6 +107,30 @@ func TestCompare_MeasuresEachRowAndLeavesNothingMounted(t *testing.T) {
 	}
 }
 
+func TestRun_MeasuresDomfsAndLeavesNothing(t *testing.T) {
+	testneed.FUSE(t)
+	testneed.Root(t)
+	testneed.Tools(t, "losetup", "mke2fs", "sfdisk")
+	b := &bench{runs: 1, dir: t.TempDir(), recipe: small(t)}
+	if err := b.prepare(nil, "^(find|memory|start|raw)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range b.results {
+		if len(r.values["domfs"]) != 1 || r.values["domfs"][0] <= 0 {
+			t.Errorf("%s: measured %v on domfs", r.row.name, r.values["domfs"])
+		}
+	}
+	if left := leftOf(t, filepath.Dir(b.dir)); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+	if copies, err := filepath.Glob(filepath.Join(b.dir, "*", ".domfs", "*", "*.img")); err != nil || len(copies) != 0 {
+		t.Errorf("a snapshot is left: %v (%v)", copies, err)
+	}
+}
+
 func TestCompare_InterruptedLeavesNothingMounted(t *testing.T) {
 	b, _, contenders, slow := smallBench(t, "find|tar|raw")
 	b.runs = 1000

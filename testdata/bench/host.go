@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -69,6 +70,10 @@ func (h *host) makeSnapshot(ctx context.Context) (*image, error) {
 		if err := await(ctx, h.removeStale); err != nil {
 			return err
 		}
+		before, err := h.copies()
+		if err != nil {
+			return err
+		}
 		// A Ctrl-C would end the mkdir, not the daemon's work for it.
 		if _, err := output(context.WithoutCancel(ctx), "mkdir", h.snapshotDir()); err != nil {
 			return fmt.Errorf("%w; last_error has: %s", err, h.lastError())
@@ -76,18 +81,33 @@ func (h *host) makeSnapshot(ctx context.Context) (*image, error) {
 		if err := h.waitActive(ctx); err != nil {
 			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
 		}
-		// The copy lies beside the image; it is looked for, as domfs does not tell.
-		copies, err := filepath.Glob(filepath.Join(h.disk.dir, ".domfs", "*", vdev+".img"))
-		if err == nil && len(copies) != 1 {
-			err = fmt.Errorf("%d copies beside %s, where the snapshot is one", len(copies), h.disk.path)
-		}
+		path, err := h.newCopy(before)
 		if err != nil {
 			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
 		}
-		found = &image{path: copies[0], partBytes: h.disk.partBytes()}
+		found = &image{path: path, partBytes: h.disk.partBytes()}
 		return nil
 	})
 	return found, err
+}
+
+// copies are the files of snapshots beside the image, where the store of image files puts
+// them: the tree does not tell.
+func (h *host) copies() ([]string, error) {
+	return filepath.Glob(filepath.Join(h.disk.dir, ".domfs", "*", vdev+".img"))
+}
+
+// newCopy is the one that was not there before.
+func (h *host) newCopy(before []string) (string, error) {
+	after, err := h.copies()
+	if err != nil {
+		return "", err
+	}
+	after = slices.DeleteFunc(after, func(path string) bool { return slices.Contains(before, path) })
+	if len(after) != 1 {
+		return "", fmt.Errorf("%d new files beside %s, where the snapshot is one", len(after), h.disk.path)
+	}
+	return after[0], nil
 }
 
 // removeStale removes what a bench that was killed left.

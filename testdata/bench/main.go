@@ -43,7 +43,7 @@ func program() int {
 	}
 	switch {
 	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "bench: interrupted; everything is unmounted again")
+		fmt.Fprintln(os.Stderr, "bench: interrupted:", err)
 		return 130
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "bench:", err)

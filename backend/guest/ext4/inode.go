@@ -87,7 +87,7 @@ func (fs *FS) rawInode(ino uint32) ([]byte, error) {
 	b := fs.cache.lookup(key)
 	if b == nil && key.n > 1 {
 		if whole := fs.runs.firstTime(key.block); whole {
-			b, err = fs.blocks(key.block, key.n)
+			b, _ = fs.blocks(key.block, key.n)
 		}
 		if b == nil {
 			// Read before, or part of it cannot be read.

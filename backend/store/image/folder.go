@@ -38,10 +38,6 @@ func (m member) path() string {
 	return filepath.Join(m.folder, hiddenName, m.set, m.vdev+imageSuffix)
 }
 
-func (m member) manifestPath() string {
-	return filepath.Join(m.folder, hiddenName, m.set, m.vdev+manifestSuffix)
-}
-
 // memberAt takes the path of a copy apart; false if it is none.
 func memberAt(path string) (member, bool) {
 	setFolder, file := filepath.Split(path)
