@@ -57,7 +57,7 @@ func (f *fileSystem) guestRootEntry(c *call, at place, owner string, out *fuse.E
 		return err
 	}
 	if err := f.guestEntry(s, &attr, out); err != nil {
-		s.lookups.Add(-1)
+		f.slots.forget(guestBit|s.index<<slotShift, 1)
 		return err
 	}
 	out.SetEntryTimeout(cachedFor)

@@ -58,7 +58,7 @@ func (t *nodeTable) lookup(parent *node, child *node) *node {
 	n := t.byKey[k]
 	if n == nil {
 		n = child
-		n.id, n.key = t.next, k
+		n.id, n.key, n.lookups = t.next, k, 0 // an open directory may offer one that was forgotten
 		t.next++
 		t.byID[n.id] = n
 		t.byKey[k] = n
