@@ -91,7 +91,7 @@ type DirEntry struct {
 	Name string
 	Ino  uint64
 	Type FileType // 0 if the directory does not say
-	// Cookie is where to go on after this entry.
+	// Cookie is where to go on after this entry: below 1<<62, and never 0.
 	Cookie uint64
 	// Attr is filled in where ReadDir was asked for it and it could be read.
 	Attr *Attr

@@ -79,6 +79,10 @@ func (v *Volume) Frozen() bool { return v.disk.from.frozen }
 // has no files.
 func (v *Volume) Running() bool { return v.disk.from.running }
 
+// Generation is the live disk's, as of when it was opened: as long as it is the same, so are
+// the bytes.
+func (v *Volume) Generation() uint64 { return v.disk.from.volume.Generation }
+
 // Device is the bytes.
 func (v *Volume) Device() backend.Device { return v.dev }
 

@@ -88,8 +88,9 @@ type dataHandle struct {
 	vol     *control.Volume
 	data    backend.File
 	close   func() error
-	slot    *slot // of a guest's file
-	backing *node // whose passthrough this handle uses
+	slot    *slot  // of a guest's file
+	owner   string // of raw: the domain to whose last_error failures go
+	backing *node  // whose passthrough this handle uses
 }
 
 func (d *dataHandle) release() {
@@ -113,22 +114,32 @@ func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, erro
 	}
 	want := min(int64(len(buf)), d.data.Size()-off)
 	if l, ok := d.data.(backend.Locator); ok && want >= spliceMin {
-		if loc, ok := l.Locate(off, want); ok && loc.Length >= want {
+		if loc, ok := l.Locate(off, want); ok && loc.Length >= want && reaches(loc, want) {
 			return fuse.ReadResultFd(loc.FD, loc.Offset, int(want)), nil
 		}
 	}
 	n, err := d.data.ReadAt(buf[:want], off)
-	if n == int(want) || errors.Is(err, io.EOF) {
-		err = nil
+	if n == int(want) {
+		return fuse.ReadResultData(buf[:n]), nil
 	}
-	if err != nil {
-		// A short answer would be taken for the file's end.
-		if d.slot != nil {
-			return nil, c.fs.damaged(d.slot, "read", err)
-		}
-		return nil, err
+	// A short answer would be taken for the file's end, or be filled up with zeros.
+	if err == nil || errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%d bytes at %d end after %d: the disk was truncated: %w", want, off, n, backend.ErrIO)
 	}
-	return fuse.ReadResultData(buf[:n]), nil
+	if d.slot != nil {
+		return nil, c.fs.damaged(d.slot, "read", err)
+	}
+	return nil, c.fs.host.Failed(d.owner, "read", err)
+}
+
+// reaches tells whether a host file still holds all that is to be spliced from it: one that was
+// truncated would give a short answer.
+func reaches(loc backend.Location, want int64) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(loc.FD), &st); err != nil {
+		return false
+	}
+	return st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size-want >= loc.Offset
 }
 
 // spliceMin is the size in bytes below which copying is cheaper than splicing.

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"fmt"
 	"sync"
 
 	"domfs/backend"
@@ -23,35 +24,37 @@ type backing struct {
 
 // passThrough lets the kernel read a whole image file by itself, where it can: Linux 6.9 or
 // later, as root, a regular file behind the whole volume. It falls back silently.
-func (f *fileSystem) passThrough(n *node, v *control.Volume, h *handle, out *fuse.OpenOut) bool {
+func (f *fileSystem) passThrough(n *node, v *control.Volume, h *handle, out *fuse.OpenOut) (bool, error) {
 	b := &n.backing
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h.data.backing = n
 	b.opened++
 	if b.opened > 1 && b.id == 0 {
-		return false
+		return false, nil
 	}
 	loc, st, ok := wholeFile(v.Device())
-	if !ok || f.noPass.Load() {
-		return false
-	}
 	if b.id != 0 {
-		if st.Dev != b.dev || st.Ino != b.ino {
-			return false
+		if !ok || st.Dev != b.dev || st.Ino != b.ino {
+			return false, fmt.Errorf("disk %s is open elsewhere as the image that was there before: close that first: %w", n.at.vdev, backend.ErrBusy)
 		}
 	} else {
+		if !ok || f.noPass.Load() {
+			return false, nil
+		}
 		id, errno := f.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(loc.FD)})
 		if errno != 0 {
-			f.noPass.Store(true)
+			if errno == unix.EPERM || errno == unix.ENOTTY || errno == unix.EOPNOTSUPP {
+				f.noPass.Store(true)
+			}
 			f.log.Debug("no passthrough: the kernel or our rights do not allow it", zap.Error(errno))
-			return false
+			return false, nil
 		}
 		b.id, b.dev, b.ino = id, st.Dev, st.Ino
 	}
 	out.BackingID = b.id
 	out.OpenFlags |= fuse.FOPEN_PASSTHROUGH
-	return true
+	return true, nil
 }
 
 func (f *fileSystem) releaseBacking(d *dataHandle) {

@@ -32,7 +32,8 @@ type slot struct {
 	rootIno uint64
 	blksize uint32 // st_blksize of its files
 	vol     atomic.Pointer[control.Volume]
-	lookups atomic.Int64 // by the kernel, not yet forgotten; atomic
+	gen     uint64       // the live disk's Generation; its inodes are those of these bytes
+	lookups atomic.Int64 // by the kernel, not yet forgotten
 }
 
 func (s *slot) frozen() bool { return s.ref.SetID != "" }
@@ -41,15 +42,16 @@ func (s *slot) frozen() bool { return s.ref.SetID != "" }
 func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
 	v := s.vol.Load()
 	if v == nil || !v.Acquire() {
-		if !s.frozen() {
-			return nil, nil, fmt.Errorf("disk %s of %s has changed, or its domain runs: %w", s.ref.VDev, s.owner, backend.ErrStale)
-		}
 		if c.fs.draining(s.ref.SetID) {
 			return nil, nil, fmt.Errorf("the snapshot is being removed: %w", backend.ErrNotExist)
 		}
 		opened, err := c.fs.host.Volume(c.ctx, s.ref)
 		if err != nil {
 			return nil, nil, err
+		}
+		if !s.sameBytes(opened) {
+			opened.Release()
+			return nil, nil, fmt.Errorf("disk %s of %s has changed, or its domain runs: %w", s.ref.VDev, s.owner, backend.ErrStale)
 		}
 		s.vol.Store(opened)
 		v = opened
@@ -60,6 +62,12 @@ func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
 		return nil, nil, err
 	}
 	return v, guest, nil
+}
+
+// sameBytes tells whether v, opened later, holds what the slot's inodes are of: it may have been
+// closed meanwhile only because nobody used it.
+func (s *slot) sameBytes(v *control.Volume) bool {
+	return s.frozen() || !v.Running() && v.Generation() == s.gen
 }
 
 // nodeID is the kernel's name for an inode.
@@ -137,11 +145,11 @@ func (t *slotTable) forget(nodeID, n uint64) {
 func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, guest backend.FS) (*slot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.byRef[ref]; s != nil && (s.frozen() || s.vol.Load() == v) {
+	if s := t.byRef[ref]; s != nil && s.sameBytes(v) {
 		s.lookups.Add(1)
 		return s, nil
 	}
-	s := &slot{ref: ref, owner: owner, seed: seedOf(ref), rootIno: guest.Root(), blksize: blockSize(guest)}
+	s := &slot{ref: ref, owner: owner, seed: seedOf(ref), rootIno: guest.Root(), blksize: blockSize(guest), gen: v.Generation()}
 	s.lookups.Store(1)
 	s.vol.Store(v)
 	free := -1

@@ -202,14 +202,21 @@ func (f *fileSystem) openRaw(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOu
 	if err != nil {
 		return err
 	}
-	h := &handle{data: &dataHandle{vol: v, data: v.Device()}}
+	h := &handle{data: &dataHandle{vol: v, data: v.Device(), owner: c.owner(n.at)}}
 	if err := f.openSets.add(n.at.setID, h, in.Pid); err != nil {
 		v.Release()
 		return err
 	}
 	h.setID = n.at.setID
+	through, err := f.passThrough(n, v, h, out)
+	if err != nil {
+		f.releaseBacking(h.data)
+		f.openSets.remove(h.setID, h)
+		v.Release()
+		return f.host.Failed(c.owner(n.at), "open", err)
+	}
 	switch {
-	case f.passThrough(n, v, h, out):
+	case through:
 	case v.Frozen():
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	default:
