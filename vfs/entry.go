@@ -27,7 +27,7 @@ type entry struct {
 	list func(c *call, at place) ([]string, error)
 	find func(c *call, at place, name string) (found place, key string, err error)
 
-	when func(c *call, at place) bool // nil: always there
+	when func(c *call, at place) (bool, error) // nil: always there
 
 	show   func(c *call, at place) (string, error)                // a value file's content, without newline
 	set    func(c *call, at place, value string) error            // what a write to it does

@@ -43,6 +43,7 @@ type fileSystem struct {
 	nextHandle uint64             // guarded by handleMu
 
 	openSets openSets
+	pusher   pusher
 	ending   chan struct{} // closed when the mount ends
 	ops      atomic.Int64
 	noPass   atomic.Bool // the kernel refuses passthrough
@@ -68,6 +69,7 @@ func newFileSystem(o Options) *fileSystem {
 	f.nodes.init(&tree)
 	f.slots.init()
 	f.openSets.init()
+	f.pusher.init()
 	return f
 }
 

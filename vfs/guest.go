@@ -311,6 +311,7 @@ func (f *fileSystem) guestOpen(c *call, in *fuse.OpenIn, out *fuse.OpenOut) erro
 	out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	if s.frozen() {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+		f.push(s, in, ino, file)
 	} else {
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}

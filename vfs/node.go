@@ -109,8 +109,14 @@ func (n *node) resolve(c *call, name string) (*node, error) {
 		if e.placeholder() || e.name != name {
 			continue
 		}
-		if e.when != nil && !e.when(c, n.at) {
-			break
+		if e.when != nil {
+			there, err := e.when(c, n.at)
+			if err != nil {
+				return nil, err
+			}
+			if !there {
+				break
+			}
 		}
 		return n.child(e, n.at, name, name), nil
 	}
@@ -132,9 +138,13 @@ func (n *node) list(c *call) ([]*node, error) {
 	var out []*node
 	for _, e := range n.e.children() {
 		if !e.placeholder() {
-			if e.when == nil || e.when(c, n.at) {
-				out = append(out, n.child(e, n.at, e.name, e.name))
+			if e.when != nil {
+				// Where that cannot be told, a lookup of the name says why.
+				if there, err := e.when(c, n.at); err != nil || !there {
+					continue
+				}
 			}
+			out = append(out, n.child(e, n.at, e.name, e.name))
 			continue
 		}
 		names, err := e.list(c, n.at)

@@ -311,13 +311,13 @@ var (
 	volumeUUID    = ofContent(func(c backend.Content) string { return c.UUID })
 )
 
-func hasFiles(c *call, at place) bool {
+func hasFiles(c *call, at place) (bool, error) {
 	v, err := c.volume(at)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer v.Release()
-	return v.HasFiles()
+	return v.HasFiles(), nil
 }
 
 func parts(c *call, at place) ([]string, error) {

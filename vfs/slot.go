@@ -34,6 +34,7 @@ type slot struct {
 	vol     atomic.Pointer[control.Volume]
 	gen     uint64       // the live disk's Generation; its inodes are those of these bytes
 	lookups atomic.Int64 // by the kernel, not yet forgotten
+	pushed  pushedFiles  // of a frozen one
 }
 
 func (s *slot) frozen() bool { return s.ref.SetID != "" }
@@ -125,8 +126,12 @@ func (t *slotTable) of(nodeID uint64) (*slot, uint64) {
 }
 
 func (t *slotTable) forget(nodeID, n uint64) {
-	s, _ := t.of(nodeID)
-	if s == nil || s.lookups.Add(-int64(n)) > 0 {
+	s, ino := t.of(nodeID)
+	if s == nil {
+		return
+	}
+	s.pushed.remove(ino)
+	if s.lookups.Add(-int64(n)) > 0 {
 		return
 	}
 	t.mu.Lock()

@@ -11,7 +11,7 @@ import (
 )
 
 func (n *node) attrTimeout() time.Duration {
-	if n.e.isDir() || n.e.link != nil {
+	if n.e.isDir() || n.e.link != nil || n.e.raw && n.at.setID != "" {
 		return cachedFor
 	}
 	return 0 // value files: st_size is the length of a value that can change
