@@ -106,10 +106,12 @@ func TestSnapshot_SkipsCDROMsAndTakesReadOnlyDisks(t *testing.T) {
 func TestSnapshot_RollsBackWhenSecondDiskFails(t *testing.T) {
 	for _, op := range []string{"Prepare", "Snapshot", "Annotate"} {
 		for _, after := range []bool{false, true} {
+			// A store that fails undoes its own half: see TestStart_RemovesWhatACrashLeft. The fake's
+			// Prepare has no effect to come after.
+			if after && op != "Annotate" {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s, after=%t", op, after), func(t *testing.T) {
-				if op == "Snapshot" && after {
-					t.Skip("a store that fails undoes its own half; see TestStart_RemovesWhatACrashLeft")
-				}
 				b := newBench(t, setup{})
 				b.fake.Hypervisor.Start("web01")
 				nth := 2
@@ -118,9 +120,6 @@ func TestSnapshot_RollsBackWhenSecondDiskFails(t *testing.T) {
 				}
 				b.fake.Store.Plant(fake.Fault{Op: op, Nth: nth, After: after, Err: fmt.Errorf("pool full: %w", backend.ErrNoSpace)})
 				err := b.Snapshot(t.Context(), "web01", "s")
-				if op == "Prepare" && after {
-					return // the fake's Prepare has no effect to come after
-				}
 				b.mustFail(err, backend.ErrNoSpace, "pool full")
 				b.noSnapshotsLeft()
 				b.lastErrorHas("web01", "1 20", " snapshot ENOSPC ", "pool full")
