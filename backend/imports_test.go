@@ -116,8 +116,8 @@ func importFault(from, to string) string {
 	case withinAny(to, "cmd"):
 		return "nothing imports cmd"
 	case withinAny(from, "vfs"):
-		if to != module+"/backend" && !withinAny(to, "vfs", "control") {
-			return "vfs imports control and backend"
+		if to != module+"/backend" && !withinAny(to, "vfs", "control", "backend/proc") {
+			return "vfs imports control, backend and backend/proc"
 		}
 	case withinAny(from, "control"):
 		if to != module+"/backend" && !withinAny(to, "control", "backend/fault") {
@@ -128,8 +128,8 @@ func importFault(from, to string) string {
 	case withinAny(from, "backend/all") || forTests(from):
 		return ""
 	case driver(from) != "":
-		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault") && driver(to) != driver(from) {
-			return "a driver imports backend, backend/run and backend/fault, and never another driver"
+		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc") && driver(to) != driver(from) {
+			return "a driver imports backend, backend/run, backend/fault and backend/proc, and never another driver"
 		}
 	case driver(to) != "" || withinAny(to, "backend/all"):
 		return "only backend/all and cmd name drivers"
@@ -253,6 +253,9 @@ func TestImports_RuleRefusesWhatTheArchitectureForbids(t *testing.T) {
 		{"vfs", "domfs/backend", false},
 		{"vfs", "domfs/backend/store/image", true},
 		{"vfs", "domfs/backend/fault", true},
+		{"vfs", "domfs/backend/proc", false},
+		{"control", "domfs/backend/proc", true},
+		{"backend/store/image", "domfs/backend/proc", false},
 		{"vfs", "domfs/cmd/domfs", true},
 		{"vfs", "github.com/hanwen/go-fuse/v2/fuse", false},
 		{"vfs", "github.com/jessevdk/go-flags", true},

@@ -3,12 +3,12 @@ package vfs
 import (
 	"context"
 	"fmt"
-	"os"
-	"strings"
+	"strconv"
 	"sync"
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/proc"
 	"domfs/control"
 )
 
@@ -91,7 +91,7 @@ func (f *fileSystem) drain(ctx context.Context, setID string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-deadline.C:
-			return fmt.Errorf("%d of its files are open, by %s: close them first: %w", n, processName(pid), backend.ErrBusy)
+			return fmt.Errorf("%d of its files are open, by %s: close them first: %w", n, proc.Name(proc.Root, strconv.Itoa(int(pid))), backend.ErrBusy)
 		}
 	}
 }
@@ -104,13 +104,4 @@ func (f *fileSystem) forgetSet(ch control.Change) {
 	f.openSets.mu.Lock()
 	defer f.openSets.mu.Unlock()
 	delete(f.openSets.closing, ch.SetID)
-}
-
-// processName is a process for people: its command and ID.
-func processName(pid uint32) string {
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return fmt.Sprintf("process %d", pid)
-	}
-	return fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(comm)), pid)
 }

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"domfs/backend/proc"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +43,7 @@ func holders(mountpoint string) []string {
 		if len(found) == maxHolders {
 			return append(found, "others")
 		}
-		found = append(found, fmt.Sprintf("%s (process %d)", processName(pid), pid))
+		found = append(found, proc.Name(proc.Root, strconv.Itoa(pid)))
 	}
 	return found
 }

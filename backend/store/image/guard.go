@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/proc"
 
 	"golang.org/x/sys/unix"
 )
@@ -197,7 +198,7 @@ func (s *Store) keep(image *guardedImage) error {
 func (s *Store) watchedWriter(image *guardedImage) string {
 	if pid, locked := qemuWriter(image.f); locked {
 		if pid > 0 {
-			return s.processName(fmt.Sprint(pid))
+			return proc.Name(s.procfs, fmt.Sprint(pid))
 		}
 		if name := s.writerOf(image.seen.fileID); name != "" {
 			return name

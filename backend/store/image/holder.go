@@ -2,12 +2,13 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"domfs/backend/proc"
 
 	"golang.org/x/sys/unix"
 )
@@ -114,7 +115,7 @@ func (s *Store) lockHolders(locks map[fileID]int) map[fileID]string {
 	for id, pid := range locks {
 		names[id] = unknownHolder
 		if pid > 0 {
-			names[id] = s.processName(strconv.Itoa(pid))
+			names[id] = proc.Name(s.procfs, strconv.Itoa(pid))
 			continue
 		}
 		c := cached[id]
@@ -153,7 +154,7 @@ func (s *Store) holdsFile(fdPath string, id fileID) bool {
 func (s *Store) searchProcesses(files map[fileID]bool) map[fileID]processHolder {
 	found := map[fileID]processHolder{}
 	self := strconv.Itoa(os.Getpid())
-	for _, pid := range someNames(s.procfs, maxProcesses) {
+	for _, pid := range proc.List(s.procfs, maxProcesses) {
 		if pid == self || pid == "" || pid[0] < '0' || pid[0] > '9' {
 			continue
 		}
@@ -161,7 +162,7 @@ func (s *Store) searchProcesses(files map[fileID]bool) map[fileID]processHolder 
 			break
 		}
 		folder := filepath.Join(s.procfs, pid, "fd")
-		for _, fd := range someNames(folder, maxFDs) {
+		for _, fd := range proc.List(folder, maxFDs) {
 			path := filepath.Join(folder, fd)
 			var st, link unix.Stat_t
 			if unix.Stat(path, &st) != nil || !files[idOf(&st)] {
@@ -171,37 +172,10 @@ func (s *Store) searchProcesses(files map[fileID]bool) map[fileID]processHolder 
 			if unix.Lstat(path, &link) != nil || link.Mode&0o200 == 0 {
 				continue
 			}
-			found[idOf(&st)] = processHolder{name: s.processName(pid), fdPath: path}
+			found[idOf(&st)] = processHolder{name: proc.Name(s.procfs, pid), fdPath: path}
 		}
 	}
 	return found
-}
-
-// someNames lists a directory, at most limit names of it.
-func someNames(path string, limit int) []string {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	names, _ := f.Readdirnames(limit)
-	return names
-}
-
-// processName is such as "qemu-system-x86 (pid 123)".
-func (s *Store) processName(pid string) string {
-	comm, err := os.ReadFile(filepath.Join(s.procfs, pid, "comm"))
-	if err != nil {
-		return "process " + pid
-	}
-	// A process chooses its own name, which ends up in messages of one line.
-	name := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
-			return '?'
-		}
-		return r
-	}, strings.TrimSuffix(string(comm), "\n"))
-	return fmt.Sprintf("%s (pid %s)", name, pid)
 }
 
 // writerOf names who has a file open for writing, "" if nobody can be found.
@@ -224,7 +198,7 @@ type loopBinding struct {
 func (s *Store) loopHolders() map[fileID]string {
 	holders := map[fileID]string{}
 	bound := map[string]bool{}
-	for _, name := range someNames(filepath.Join(s.sysfs, "block"), 1<<16) {
+	for _, name := range proc.List(filepath.Join(s.sysfs, "block"), 1<<16) {
 		if !strings.HasPrefix(name, "loop") {
 			continue
 		}

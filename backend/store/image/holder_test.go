@@ -181,23 +181,6 @@ func TestVolumes_NamesAWritableLoopDevice(t *testing.T) {
 	}
 }
 
-func TestProcessName_IsOneLine(t *testing.T) {
-	s := New(nil, nil)
-	s.procfs = t.TempDir()
-	if err := os.Mkdir(filepath.Join(s.procfs, "7"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.procfs, "7", "comm"), []byte("a\nb\x1b[31m\xff\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := s.processName("7"), "a?b?[31m? (pid 7)"; got != want {
-		t.Errorf("processName = %q, want %q", got, want)
-	}
-	if got, want := s.processName("8"), "process 8"; got != want {
-		t.Errorf("processName = %q, want %q", got, want)
-	}
-}
-
 func BenchmarkVolumes(b *testing.B) {
 	folder := b.TempDir()
 	s := New(nil, nil)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"domfs/backend/proc"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -104,13 +106,13 @@ func (s *Store) holder(u *users, path string, rdev uint64) string {
 	}
 	// Who uses a partition uses the disk.
 	folders := []string{sys}
-	for _, name := range someNames(sys, maxPartsSeen) {
+	for _, name := range proc.List(sys, maxPartsSeen) {
 		if _, err := os.Stat(filepath.Join(sys, name, "partition")); err == nil {
 			folders = append(folders, filepath.Join(sys, name))
 		}
 	}
 	for _, folder := range folders {
-		if above := someNames(filepath.Join(folder, "holders"), 1); len(above) > 0 {
+		if above := proc.List(filepath.Join(folder, "holders"), 1); len(above) > 0 {
 			return "device /dev/" + above[0]
 		}
 		var major, minor uint32
@@ -150,7 +152,7 @@ func (s *Store) claimant(path string, rdev uint64) string {
 	c := claim{asked: now}
 	switch {
 	case pid > 0:
-		c.holder = s.processName(fmt.Sprint(pid))
+		c.holder = proc.Name(s.procfs, fmt.Sprint(pid))
 	case held:
 		c.holder = s.processWith(rdev)
 	}
@@ -191,44 +193,17 @@ func qemuWriter(path string) (locked bool, pid int) {
 // processWith names a process, other than this one, that has the device open.
 func (s *Store) processWith(rdev uint64) string {
 	self := fmt.Sprint(os.Getpid())
-	for _, pid := range someNames(s.procfs, maxProcesses) {
+	for _, pid := range proc.List(s.procfs, maxProcesses) {
 		if pid == self || pid[0] < '0' || pid[0] > '9' {
 			continue
 		}
 		folder := filepath.Join(s.procfs, pid, "fd")
-		for _, fd := range someNames(folder, maxFDs) {
+		for _, fd := range proc.List(folder, maxFDs) {
 			var st unix.Stat_t
 			if unix.Stat(filepath.Join(folder, fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && uint64(st.Rdev) == rdev {
-				return s.processName(pid)
+				return proc.Name(s.procfs, pid)
 			}
 		}
 	}
 	return unknownHolder
-}
-
-// someNames lists a directory, at most limit names of it.
-func someNames(path string, limit int) []string {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	names, _ := f.Readdirnames(limit)
-	return names
-}
-
-// processName is such as "qemu-system-x86 (pid 123)".
-func (s *Store) processName(pid string) string {
-	comm, err := os.ReadFile(filepath.Join(s.procfs, pid, "comm"))
-	if err != nil {
-		return "process " + pid
-	}
-	// A process chooses its own name, which ends up in messages of one line.
-	name := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
-			return '?'
-		}
-		return r
-	}, strings.TrimSuffix(string(comm), "\n"))
-	return fmt.Sprintf("%s (pid %s)", name, pid)
 }
