@@ -144,6 +144,13 @@ type FS interface {
 	Close() error
 }
 
+// Interruptible is an FS whose long walks of a directory a caller can end.
+type Interruptible interface {
+	// Until is the same FS, whose ReadDir, Lookup and Parent end with context.Canceled soon
+	// after done is closed. It is valid as long as the FS, and not to be closed.
+	Until(done <-chan struct{}) FS
+}
+
 // File is the content of a regular file: safe for concurrent use. ReadAt past the end is
 // (n, io.EOF).
 //

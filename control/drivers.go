@@ -121,7 +121,7 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 			slot.late.Store(false)
 			<-slot.full
 		}()
-		v, err := f(ctx)
+		v, err := answered(h, driver, func() (T, error) { return f(ctx) })
 		done <- answer{v, err}
 	}()
 	select {
@@ -138,6 +138,17 @@ func askWithin[T any](ctx context.Context, h *Host, driver string, f func(contex
 			return zero, late
 		}
 	}
+}
+
+// answered calls a driver. A defect of one must not end the daemon.
+func answered[T any](h *Host, driver string, f func() (T, error)) (v T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.log.Error("a driver failed: this is a defect of domfs", zap.String("driver", driver), zap.Any("panic", p), zap.Stack("stack"))
+			err = fmt.Errorf("%s failed on a defect of domfs: %w", driver, backend.ErrIO)
+		}
+	}()
+	return f()
 }
 
 func (h *Host) driverFault(driver, question string, err error) {

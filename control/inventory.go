@@ -23,6 +23,7 @@ type Inventory struct {
 	Pools     []backend.Pool // sorted by name
 
 	began  time.Time // when the reading began: it knows nothing later
+	took   time.Duration
 	byName map[string]*Domain
 	byDir  map[string]*SnapshotDir
 	byID   map[string]*SnapshotDir // by a set's ID
@@ -122,6 +123,13 @@ func (s *Set) Disk(vdev string) *backend.Snapshot {
 // isRunning tells whether the domain's disks may change at any time.
 func (d *Domain) isRunning() bool { return d.State != backend.StateOff || d.Stale != nil }
 
+// ageFactor keeps a host that is slow to read from being read all the time: a reading is
+// good for so many times as long as it took, but not for longer than maxSlowAge.
+const (
+	ageFactor  = 5
+	maxSlowAge = 10 * time.Second
+)
+
 type inventoryCache struct {
 	mu      sync.Mutex
 	current *Inventory       // guarded by mu
@@ -141,7 +149,7 @@ type inventoryFlight struct {
 func (h *Host) Inventory(ctx context.Context) (*Inventory, error) {
 	c := &h.inventory
 	c.mu.Lock()
-	if c.current != nil && time.Since(c.current.began) <= h.o.MaxAge {
+	if c.current != nil && time.Since(c.current.began) <= max(h.o.MaxAge, min(ageFactor*c.current.took, maxSlowAge)) {
 		defer c.mu.Unlock()
 		return c.current, nil
 	}
@@ -232,6 +240,7 @@ func (h *Host) read(ctx context.Context) (*Inventory, error) {
 		return nil, contextError(ctx, "reading the host's domains and disks")
 	}
 	inv.arrange(snapshots, h.making.has)
+	inv.took = time.Since(inv.began)
 	h.recordFaults(inv)
 	return inv, nil
 }

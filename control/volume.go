@@ -57,6 +57,8 @@ func (h *Host) Volume(ctx context.Context, ref VolumeRef) (*Volume, error) {
 	switch {
 	case err == nil:
 		return v, nil
+	case where.frozen && errors.Is(err, backend.ErrNotExist):
+		return nil, err // removed while it was opened
 	case errors.As(err, &quiet), errors.Is(err, context.Canceled), errors.Is(err, errClosing):
 		return nil, err
 	}

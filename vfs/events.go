@@ -13,6 +13,9 @@ import (
 // dropped, and a line says how many.
 const maxEvents = 1024
 
+// maxStreams is how many may read events at a time.
+const maxStreams = 64
+
 // eventStream is an open .domfs/events: what happened since it was opened.
 type eventStream struct {
 	mu       sync.Mutex

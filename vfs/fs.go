@@ -46,7 +46,8 @@ type fileSystem struct {
 	pusher   pusher
 	ending   chan struct{} // closed when the mount ends
 	ops      atomic.Int64
-	noPass   atomic.Bool // the kernel refuses passthrough
+	streams  atomic.Int64 // open events
+	noPass   atomic.Bool  // the kernel refuses passthrough
 }
 
 func newFileSystem(o Options) *fileSystem {

@@ -22,15 +22,29 @@ func (f *fileSystem) guestUse(c *call, nodeID uint64) (*slot, uint64, *control.V
 	if err != nil {
 		return nil, 0, nil, nil, err
 	}
+	if g, ok := guest.(backend.Interruptible); ok {
+		guest = g.Until(c.ctx.Done())
+	}
 	return s, ino, v, guest, nil
 }
+
+// maxDamages is how many faults of one filesystem are told: a guest must not fill the log, and
+// push out of last_error what others have to say.
+const maxDamages = 8
 
 // damaged records what a guest's filesystem has wrong in last_error, and returns err.
 func (f *fileSystem) damaged(s *slot, op string, err error) error {
 	if errors.Is(err, backend.ErrCorrupt) || errors.Is(err, backend.ErrIO) {
+		told := s.damages.Add(1)
+		if told > maxDamages {
+			return err
+		}
 		where := s.ref.VDev
 		if s.ref.Path != "" {
 			where += "/" + s.ref.Path
+		}
+		if told == maxDamages {
+			where += " (and more there, which is not told one by one)"
 		}
 		return f.host.Failed(s.owner, op, fmt.Errorf("%s: %w", where, err))
 	}
@@ -124,7 +138,7 @@ func (f *fileSystem) guestLookup(c *call, dir uint64, name string, out *fuse.Ent
 	}
 	defer v.Release()
 	attr, err := guest.Lookup(ino, name)
-	if raw := unescapeName(name); err != nil && raw != name && errors.Is(err, backend.ErrNotExist) {
+	if raw := unescapeName(name); err != nil && raw != name && (errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrTooLong)) {
 		attr, err = guest.Lookup(ino, raw)
 	}
 	if errors.Is(err, backend.ErrNotExist) {

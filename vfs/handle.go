@@ -53,6 +53,7 @@ func (f *fileSystem) dropHandle(id uint64) {
 	}
 	if h.events != nil {
 		h.events.close()
+		f.streams.Add(-1)
 	}
 	f.openSets.remove(h.setID, h)
 }

@@ -57,8 +57,8 @@ func (t *nodeTable) lookup(parent *node, child *node) *node {
 	defer t.mu.Unlock()
 	n := t.byKey[k]
 	if n == nil {
-		n = child
-		n.id, n.key, n.lookups = t.next, k, 0 // an open directory may offer one that was forgotten
+		// A new one, for an open directory may offer a child again that was forgotten.
+		n = &node{id: t.next, e: child.e, at: child.at, parent: child.parent, name: child.name, ino: child.ino, key: k}
 		t.next++
 		t.byID[n.id] = n
 		t.byKey[k] = n

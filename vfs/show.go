@@ -307,9 +307,23 @@ func ofContent(f func(backend.Content) string) func(c *call, at place) (string, 
 
 var (
 	volumeContent = ofContent(func(c backend.Content) string { return c.Type })
-	volumeLabel   = ofContent(func(c backend.Content) string { return c.Label })
+	volumeLabel   = ofContent(func(c backend.Content) string { return printable(c.Label) })
 	volumeUUID    = ofContent(func(c backend.Content) string { return c.UUID })
 )
+
+// printable is a guest's text for one line on a terminal: control characters become \xNN, as
+// blkid shows them.
+func printable(text string) string {
+	var b strings.Builder
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c == 0x7f {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
 
 func hasFiles(c *call, at place) (bool, error) {
 	v, err := c.volume(at)

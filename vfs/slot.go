@@ -35,6 +35,7 @@ type slot struct {
 	gen     uint64       // the live disk's Generation; its inodes are those of these bytes
 	lookups atomic.Int64 // by the kernel, not yet forgotten
 	pushed  pushedFiles  // of a frozen one
+	damages atomic.Int64 // how often something in it was found corrupt
 }
 
 func (s *slot) frozen() bool { return s.ref.SetID != "" }

@@ -171,7 +171,7 @@ func TestRmdir_SaysWhoHasAFileOpen(t *testing.T) {
 		if took := time.Since(began); took > drainFor+time.Second {
 			t.Errorf("the refusal took %s", took)
 		}
-		if errs, want := r.read("xenstore/web01/last_error"), fmt.Sprintf("bash (process %d)", tail.cmd.Process.Pid); !strings.Contains(errs, want) {
+		if errs, want := r.read("xenstore/web01/last_error"), fmt.Sprintf("bash (pid %d)", tail.cmd.Process.Pid); !strings.Contains(errs, want) {
 			t.Errorf("last_error does not name %s:\n%s", want, errs)
 		}
 		// The refused removal leaves all as it was.

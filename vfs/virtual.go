@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 	"time"
 
@@ -175,6 +176,10 @@ func (f *fileSystem) virtualOpen(c *call, n *node, in *fuse.OpenIn, out *fuse.Op
 	case n.e.raw:
 		return f.openRaw(c, n, in, out)
 	case n.e.events:
+		if f.streams.Add(1) > maxStreams {
+			f.streams.Add(-1)
+			return fmt.Errorf("events: more than %d readers: %w", maxStreams, backend.ErrBusy)
+		}
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_STREAM | fuse.FOPEN_NOFLUSH
 		out.Fh = f.addHandle(&handle{events: newEventStream(f.host, in.Flags&syscall.O_NONBLOCK != 0)})
 		return nil

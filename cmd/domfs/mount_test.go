@@ -96,7 +96,7 @@ func TestUmount_NamesWhoKeepsTheMountBusy(t *testing.T) {
 	must(t, user.Start())
 	defer func() { _ = user.Process.Kill(); _ = user.Wait() }()
 	out, err := exec.Command(binary, "umount", h.mnt).CombinedOutput()
-	if want := fmt.Sprintf("in use by sleep (process %d)", user.Process.Pid); err == nil || !strings.Contains(string(out), want) {
+	if want := fmt.Sprintf("in use by sleep (pid %d)", user.Process.Pid); err == nil || !strings.Contains(string(out), want) {
 		t.Errorf("umount: %v: %s, want %q", err, out, want)
 	}
 	if got := m.names("xenstore"); len(got) != 1 {

@@ -33,7 +33,7 @@ func processes() []int {
 }
 
 // holders names the processes that keep a mount busy, as far as we may see them: "tar
-// (process 812)". It reads only links of /proc, and so nothing of the mount itself.
+// (pid 812)". It reads only links of /proc, and so nothing of the mount itself.
 func holders(mountpoint string) []string {
 	var found []string
 	for _, pid := range processes() {

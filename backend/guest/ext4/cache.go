@@ -1,12 +1,14 @@
 package ext4
 
 import (
+	"container/list"
 	"sync"
 	"sync/atomic"
 )
 
 const (
 	cacheBytes     = 12 << 20 // of metadata held for one filesystem
+	allCacheBytes  = 96 << 20 // for all
 	readaheadBytes = 64 << 10 // of a directory, in one read
 	inodeRunBytes  = 32 << 10 // of an inode table, in one read
 	seenRunsBits   = 14       // log2 of the runs of inode tables that are remembered
@@ -59,8 +61,15 @@ func newCache(maxBytes int) *cache {
 }
 
 func (c *cache) clear() {
+	budget.mu.Lock()
+	defer budget.mu.Unlock()
+	if e := budget.place[c]; e != nil {
+		budget.order.Remove(e)
+		delete(budget.place, c)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	budget.bytes -= c.bytes
 	c.bytes, c.runs = 0, map[cacheKey]*cached{}
 	c.ring.prev, c.ring.next = &c.ring, &c.ring
 }
@@ -79,23 +88,75 @@ func (c *cache) lookup(key cacheKey) *cached {
 
 // insert adds a run, and returns the one that is cached: another one may have been faster.
 func (c *cache) insert(key cacheKey, data []byte) *cached {
+	b, grown := c.add(key, data)
+	budget.charge(c, grown)
+	return b
+}
+
+// add is insert; grown is by how many bytes the cache grew.
+func (c *cache) add(key cacheKey, data []byte) (_ *cached, grown int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if b := c.runs[key]; b != nil {
-		return b
+		return b, 0
 	}
+	before := c.bytes
 	b := &cached{key: key, data: data}
 	c.runs[key] = b
 	c.bytes += len(data)
 	c.pushLocked(b)
 	for c.bytes > c.max && c.ring.prev != b {
-		old := c.ring.prev
-		old.prev.next, old.next.prev = old.next, old.prev
-		old.prev, old.next = nil, nil
-		delete(c.runs, old.key)
-		c.bytes -= len(old.data)
+		c.dropLocked(c.ring.prev)
 	}
-	return b
+	return b, c.bytes - before
+}
+
+func (c *cache) dropLocked(old *cached) {
+	old.prev.next, old.next.prev = old.next, old.prev
+	old.prev, old.next = nil, nil
+	delete(c.runs, old.key)
+	c.bytes -= len(old.data)
+}
+
+// drop empties the cache but for its users' own references.
+func (c *cache) drop() (freed int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	freed = c.bytes
+	for c.ring.prev != &c.ring {
+		c.dropLocked(c.ring.prev)
+	}
+	return freed
+}
+
+// budget bounds what the caches of all filesystems hold together: the one that grew
+// longest ago is emptied. Lock order: budget's mu, then a cache's.
+var budget = budgetTable{place: map[*cache]*list.Element{}, order: list.New()}
+
+type budgetTable struct {
+	mu    sync.Mutex
+	bytes int                      // guarded by mu
+	place map[*cache]*list.Element // guarded by mu
+	order *list.List               // guarded by mu; of *cache, the one that grew last first
+}
+
+func (t *budgetTable) charge(c *cache, grown int) {
+	if grown == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bytes += grown
+	if e := t.place[c]; e != nil {
+		t.order.MoveToFront(e)
+	} else {
+		t.place[c] = t.order.PushFront(c)
+	}
+	for t.bytes > allCacheBytes && t.order.Len() > 1 {
+		old := t.order.Remove(t.order.Back()).(*cache)
+		delete(t.place, old)
+		t.bytes -= old.drop()
+	}
 }
 
 func (c *cache) pushLocked(b *cached) {

@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -143,6 +144,9 @@ func (fs *FS) walkDir(in *inode, from uint64, f func(e *dirent, name string, nex
 		return nil
 	}
 	for block := from >> bits; block < end; {
+		if err := in.interrupted(block); err != nil {
+			return err
+		}
 		r, err := fs.mapRun(in, block)
 		if err != nil {
 			return err
@@ -152,6 +156,9 @@ func (fs *FS) walkDir(in *inode, from uint64, f func(e *dirent, name string, nex
 			continue
 		}
 		for ; block < min(r.end(), end); block++ {
+			if err := in.interrupted(block); err != nil {
+				return err
+			}
 			phys := r.phys + block - r.logical
 			fs.readahead(phys, int(min(r.end(), end, block+readaheadBytes)-block))
 			b, err := fs.dirBlock(in, block, phys)
@@ -183,7 +190,44 @@ func (fs *FS) walkDir(in *inode, from uint64, f func(e *dirent, name string, nex
 // ReadDir lists a directory in the order of its blocks. A cookie is the byte after an
 // entry; one that is none goes on with the next entry after it. e and its Attr are valid until emit returns.
 func (fs *FS) ReadDir(dir uint64, cookie uint64, attrs bool, emit func(e *backend.DirEntry) bool) error {
-	var in inode
+	return fs.readDir(nil, dir, cookie, attrs, emit)
+}
+
+// until is an FS whose walks end when done is closed.
+type until struct {
+	*FS
+	done <-chan struct{}
+}
+
+// Until implements backend.Interruptible.
+func (fs *FS) Until(done <-chan struct{}) backend.FS { return until{fs, done} }
+
+func (u until) ReadDir(dir uint64, cookie uint64, attrs bool, emit func(e *backend.DirEntry) bool) error {
+	return u.readDir(u.done, dir, cookie, attrs, emit)
+}
+
+func (u until) Lookup(dir uint64, name string) (backend.Attr, error) {
+	return u.lookup(u.done, dir, name)
+}
+func (u until) Parent(dir uint64) (uint64, error) { return u.parent(u.done, dir) }
+
+// interruptMask says at which of a directory's blocks a walk looks whether it is to end.
+const interruptMask = 1<<8 - 1
+
+func (in *inode) interrupted(block uint64) error {
+	if block&interruptMask != 0 {
+		return nil
+	}
+	select {
+	case <-in.done:
+		return fmt.Errorf("inode %d: the directory's block %d: %w", in.ino, block, context.Canceled)
+	default:
+		return nil
+	}
+}
+
+func (fs *FS) readDir(done <-chan struct{}, dir uint64, cookie uint64, attrs bool, emit func(e *backend.DirEntry) bool) error {
+	in := inode{done: done}
 	if err := fs.directory(dir, &in); err != nil {
 		return err
 	}
@@ -202,8 +246,10 @@ func (fs *FS) ReadDir(dir uint64, cookie uint64, attrs bool, emit func(e *backen
 }
 
 // Lookup finds a name: through the htree where there is one, else from end to end.
-func (fs *FS) Lookup(dir uint64, name string) (backend.Attr, error) {
-	var in inode
+func (fs *FS) Lookup(dir uint64, name string) (backend.Attr, error) { return fs.lookup(nil, dir, name) }
+
+func (fs *FS) lookup(done <-chan struct{}, dir uint64, name string) (backend.Attr, error) {
+	in := inode{done: done}
 	if err := fs.directory(dir, &in); err != nil {
 		return backend.Attr{}, err
 	}
@@ -249,8 +295,10 @@ func (fs *FS) find(in *inode, name string) (uint32, error) {
 }
 
 // Parent is the inode number of a directory's "..", its second entry.
-func (fs *FS) Parent(dir uint64) (uint64, error) {
-	var in inode
+func (fs *FS) Parent(dir uint64) (uint64, error) { return fs.parent(nil, dir) }
+
+func (fs *FS) parent(done <-chan struct{}, dir uint64) (uint64, error) {
+	in := inode{done: done}
 	if err := fs.directory(dir, &in); err != nil {
 		return 0, err
 	}

@@ -136,7 +136,10 @@ func (fs *FS) findHashed(in *inode, name string) (uint32, error) {
 		}
 	}
 	// Names with the same hash may go on in the next leaf.
-	for range fs.dirBlocks(in) {
+	for i := range fs.dirBlocks(in) {
+		if err := in.interrupted(i); err != nil {
+			return 0, err
+		}
 		ino, err := fs.findInLeaf(in, path[levels].block(), name)
 		if err != nil || ino != 0 {
 			return ino, err

@@ -40,7 +40,8 @@ type inode struct {
 	extra      int // bytes beyond the first 128 that are fields
 	block      [blockArray]byte
 	attr       backend.Attr
-	raw        []byte // of the cache: not to be changed
+	raw        []byte          // of the cache: not to be changed
+	done       <-chan struct{} // ends a walk of the directory; nil for never
 }
 
 func (in *inode) fileType() backend.FileType { return backend.FileType(in.mode & typeMask) }

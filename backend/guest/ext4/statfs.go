@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"fmt"
 	"sort"
 
 	"domfs/backend"
@@ -8,6 +9,10 @@ import (
 
 const (
 	nameMax = 255 // bytes
+
+	// maxSpanGroups bounds the memory of bigallocOverhead: 64 bytes for a group. A PiB
+	// with clusters of 64 KiB has half as many.
+	maxSpanGroups = 1 << 20
 
 	// The kernel keeps 2 % of the clusters, at most 4096, for writes that cannot fail.
 	reservedClustersMax   = 4096
@@ -81,6 +86,8 @@ func (fs *FS) overhead() (uint64, error) {
 		}
 	case sb.overhead != 0 && uint64(sb.overhead) <= sb.blocks:
 		return uint64(sb.overhead) << sb.clusterBits, nil
+	case sb.groups > maxSpanGroups:
+		return 0, fmt.Errorf("statfs: a superblock that does not say its overhead, with %d groups, of which at most %d are counted: %w", sb.groups, maxSpanGroups, backend.ErrUnsupported)
 	default:
 		n, err := fs.bigallocOverhead()
 		if err != nil {

@@ -80,7 +80,8 @@ func freeName(name, file string, owner map[string]string) string {
 	}
 }
 
-// legalName is name, with %-escapes where Linux could not hold it as one path component.
+// legalName is name, with %-escapes where Linux could not hold it as one path component, and
+// for control characters, which would act on the terminal that shows it.
 func legalName(name string) string {
 	switch name {
 	case ".":
@@ -88,7 +89,15 @@ func legalName(name string) string {
 	case "..":
 		return "%2E%2E"
 	}
-	name = strings.NewReplacer("/", "%2F", "\x00", "%00").Replace(name)
+	var b strings.Builder
+	for i := range len(name) {
+		if c := name[i]; c == '/' || c < ' ' || c == 0x7f {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	name = b.String()
 	return name[:min(len(name), maxNameBytes)]
 }
 

@@ -180,22 +180,25 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 // errBlockDevice says that a path leads to a block device: another store's.
 var errBlockDevice = errors.New("is a block device")
 
-// openImage opens the regular file at path for reading, symbolic links followed. Nothing
-// but a regular file is ever opened: opening a FIFO or a device may block or act.
+// openImage opens the regular file at path for reading, symbolic links followed as far as
+// trustedPath does. Nothing but a regular file is ever opened: opening a FIFO or a device may block or act.
 func openImage(path string) (*os.File, *unix.Stat_t, error) {
-	var st unix.Stat_t
-	if err := ignoringEINTR(func() error { return unix.Stat(path, &st) }); err != nil {
-		err = failed("find", path, err)
+	resolved, err := trustedPath(path)
+	if err != nil {
 		if errors.Is(err, backend.ErrNotExist) {
 			err = fmt.Errorf("%w: check the path in the domain's configuration", err)
 		}
 		return nil, nil, err
 	}
+	var st unix.Stat_t
+	if err := ignoringEINTR(func() error { return unix.Stat(path, &st) }); err != nil {
+		return nil, nil, failed("find", path, err)
+	}
 	if err := checkRegular(path, &st); err != nil {
 		return nil, nil, err
 	}
 	fd := -1
-	err := ignoringEINTR(func() (err error) {
+	err = ignoringEINTR(func() (err error) {
 		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 		return err
 	})
@@ -216,7 +219,12 @@ func openImage(path string) (*os.File, *unix.Stat_t, error) {
 		unix.Close(fd)
 		return nil, nil, err
 	}
-	return os.NewFile(uintptr(fd), path), &st, nil
+	f := os.NewFile(uintptr(fd), path)
+	if err := cameFrom(f, path, resolved); err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, &st, nil
 }
 
 // checkRegular says why a file cannot be an image.
