@@ -482,6 +482,28 @@ func TestVolumeCache_ClosesLiveDisksThatNobodyUses(t *testing.T) {
 	eventually(t, "closed again", func() bool { return b.fake.Store.OpenDevices() == 0 })
 }
 
+func TestVolume_OfASnapshotThatWasRemovedMeanwhileIsNoFailure(t *testing.T) {
+	b := newBench(t, setup{})
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	frozen := VolumeRef{SetID: b.set("web01", "s").ID, VDev: "xvda"}
+	before := b.Stats()["failures"]
+	clear := b.fake.Store.Fail("Open", fmt.Errorf("it was removed: %w", backend.ErrNotExist))
+	_, err := b.Volume(t.Context(), frozen)
+	b.mustFail(err, backend.ErrNotExist)
+	if s := b.LastErrors("web01"); s != nil || b.Stats()["failures"] != before || len(b.eventsOf("error")) != 0 {
+		t.Errorf("it was recorded: %s", s)
+	}
+	// A live disk that is not there is one, and so is a snapshot that cannot be read.
+	_, err = b.Volume(t.Context(), VolumeRef{Domain: "web01", VDev: "xvda"})
+	b.mustFail(err, backend.ErrNotExist)
+	b.lastErrorHas("web01", " open ENOENT disk xvda of web01")
+	clear()
+	defer b.fake.Store.Fail("Open", backend.ErrIO)()
+	_, err = b.Volume(t.Context(), frozen)
+	b.mustFail(err, backend.ErrIO)
+	b.lastErrorHas("web01", " open EIO disk xvda in snapshot s of web01")
+}
+
 func TestClose_SaysThatAVolumeIsInUse(t *testing.T) {
 	b, _ := withGuest(t, nil, setup{})
 	v := b.open(live)

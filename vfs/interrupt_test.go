@@ -270,3 +270,44 @@ func TestChanges_OfFourShellsEndWithoutAWrongErrno(t *testing.T) {
 		t.Errorf("%d snapshot volumes are left", n)
 	}
 }
+
+func TestGuest_WalkOfAKilledReaderEnds(t *testing.T) {
+	r := guestRig(t)
+	g := fake.NewGuest("web-root")
+	fillGuest(g)
+	r.guests.Add(g)
+	r.stat(webFiles, "etc") // it is open, and known
+	began, ended := make(chan string, 10), make(chan error, 10)
+	release := make(chan struct{})
+	defer close(release)
+	g.SetWalk(func(op string, done <-chan struct{}) error {
+		began <- op
+		err := errors.New("nobody ended it")
+		select {
+		case <-done:
+			err = fmt.Errorf("%s: %w", op, context.Canceled)
+		case <-release:
+		case <-time.After(5 * time.Second):
+		}
+		ended <- err
+		return err
+	})
+	for _, c := range []struct{ what, path, op string }{{"stat", "no such name", "lookup"}, {"list", "etc", "parent"}} {
+		child := startChild(t, c.what, r.path(webFiles, c.path))
+		if op := receive(t, "the walk", began); op != c.op {
+			t.Errorf("%s asks for %s, want %s", c.what, op, c.op)
+		}
+		child.Process.Kill()
+		child.Wait()
+		if err := receive(t, "the walk's end", ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+	g.SetWalk(nil)
+	if got := r.list(webFiles, "hard"); len(got) != 2 {
+		t.Errorf("afterwards: %q", got)
+	}
+	if errs := r.read("xenstore/web01/last_error"); errs != "" {
+		t.Errorf("it was recorded: %s", errs)
+	}
+}

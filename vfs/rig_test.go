@@ -50,6 +50,10 @@ func child(what, path string) int {
 		err = os.Mkdir(path, 0o755)
 	case "rmdir":
 		err = syscall.Rmdir(path)
+	case "stat":
+		_, err = os.Lstat(path)
+	case "list":
+		_, err = os.ReadDir(path)
 	}
 	if err != nil {
 		fmt.Println(err)

@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ func Filesystem(t *testing.T, fs backend.FS) {
 	t.Run("Errors_AreTheSentinels", func(t *testing.T) { fsErrors(t, fs, tree) })
 	t.Run("File_EndsAndSeeksAsAFile", func(t *testing.T) { fsFiles(t, fs, tree) })
 	t.Run("Concurrent_UseAgrees", func(t *testing.T) { fsConcurrent(t, fs, tree) })
+	if i, ok := fs.(backend.Interruptible); ok {
+		t.Run("Until_IsTheSameUntilDone", func(t *testing.T) { fsUntil(t, fs, i, tree) })
+	}
 }
 
 // fsDir is a directory of the tree with its entries, copied.
@@ -433,4 +437,55 @@ func fsConcurrent(t *testing.T, fs backend.FS, tree *fsTree) {
 		})
 	}
 	wg.Wait()
+}
+
+// fsUntil checks that what Until returns is the filesystem itself until done is closed,
+// that its walks either end or are whole after that, and that this concerns no one else.
+func fsUntil(t *testing.T, fs backend.FS, i backend.Interruptible, tree *fsTree) {
+	want, err := fsDigest(fs, tree, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, other := make(chan struct{}), make(chan struct{})
+	until, apart := i.Until(done), i.Until(other)
+	defer close(other)
+	same := func(what string, fs backend.FS) {
+		t.Helper()
+		if got, err := fsDigest(fs, tree, 0); err != nil || got != want {
+			t.Errorf("%s: %x, %v; the filesystem itself says %x", what, got, err, want)
+		}
+		fsLookup(t, fs, tree)
+	}
+	same("before done is closed", until)
+	if until.Root() != fs.Root() {
+		t.Errorf("the root is %d, not %d", until.Root(), fs.Root())
+	}
+	close(done)
+	for _, d := range tree.dirs {
+		n := 0
+		switch err := until.ReadDir(d.ino, 0, false, func(*backend.DirEntry) bool { n++; return true }); {
+		case errors.Is(err, context.Canceled):
+		case err != nil || n != len(d.entries):
+			t.Errorf("ReadDir of %d after the end: %d of %d entries, %v; neither whole nor context.Canceled", d.ino, n, len(d.entries), err)
+		}
+		for _, e := range d.entries {
+			if a, err := until.Lookup(d.ino, e.Name); !errors.Is(err, context.Canceled) && (err != nil || a != *e.Attr) {
+				t.Errorf("Lookup of %q in %d after the end: %+v, %v", e.Name, d.ino, a, err)
+			}
+			if e.Attr.Type != backend.TypeDir {
+				continue
+			}
+			if p, err := until.Parent(e.Ino); !errors.Is(err, context.Canceled) && (err != nil || p != d.ino) {
+				t.Errorf("Parent of %d after the end: %d, %v", e.Ino, p, err)
+			}
+		}
+		if a, err := until.Lookup(d.ino, "there is no such name"); !errors.Is(err, context.Canceled) && !errors.Is(err, backend.ErrNotExist) {
+			t.Errorf("Lookup of no name in %d after the end: %+v, %v", d.ino, a, err)
+		}
+	}
+	if a, err := until.Attr(until.Root()); err != nil || a.Type != backend.TypeDir {
+		t.Errorf("Attr of the root after the end: %+v, %v", a, err)
+	}
+	same("another one", apart)
+	same("the filesystem itself", fs)
 }

@@ -158,6 +158,7 @@ type Guest struct {
 	nodes  map[uint64]*GuestNode
 	next   uint64
 	faults atomic.Pointer[func(op string, ino uint64) error]
+	walks  atomic.Pointer[func(op string, done <-chan struct{}) error]
 }
 
 // GuestNode is an inode. A test may change all of it before the Guest is added.
@@ -199,6 +200,15 @@ func (g *Guest) SetFault(f func(op string, ino uint64) error) {
 		return
 	}
 	g.faults.Store(&f)
+}
+
+// SetWalk makes readdir, lookup and parent ask f first, with what ends them; nil ends that.
+func (g *Guest) SetWalk(f func(op string, done <-chan struct{}) error) {
+	if f == nil {
+		g.walks.Store(nil)
+		return
+	}
+	g.walks.Store(&f)
 }
 
 func (g *Guest) fault(op string, ino uint64) error {
@@ -318,6 +328,43 @@ type guestFS struct {
 	closed atomic.Bool
 }
 
+// until is a guestFS whose walks know what ends them.
+type until struct {
+	*guestFS
+	done <-chan struct{}
+}
+
+// Until implements backend.Interruptible.
+func (f *guestFS) Until(done <-chan struct{}) backend.FS { return until{f, done} }
+
+func (u until) walk(op string) error {
+	if f := u.g.walks.Load(); f != nil {
+		return (*f)(op, u.done)
+	}
+	return nil
+}
+
+func (u until) Lookup(dir uint64, name string) (backend.Attr, error) {
+	if err := u.walk("lookup"); err != nil {
+		return backend.Attr{}, err
+	}
+	return u.guestFS.Lookup(dir, name)
+}
+
+func (u until) ReadDir(dir uint64, cookie uint64, attrs bool, emit func(e *backend.DirEntry) bool) error {
+	if err := u.walk("readdir"); err != nil {
+		return err
+	}
+	return u.guestFS.ReadDir(dir, cookie, attrs, emit)
+}
+
+func (u until) Parent(dir uint64) (uint64, error) {
+	if err := u.walk("parent"); err != nil {
+		return 0, err
+	}
+	return u.guestFS.Parent(dir)
+}
+
 func (f *guestFS) node(op string, ino uint64) (*GuestNode, error) {
 	if f.closed.Load() {
 		return nil, fmt.Errorf("%s of inode %d: the filesystem was closed: %w", op, ino, backend.ErrIO)
@@ -356,6 +403,9 @@ func (f *guestFS) Lookup(dir uint64, name string) (backend.Attr, error) {
 	d, err := f.dir("lookup", dir)
 	if err != nil {
 		return backend.Attr{}, err
+	}
+	if len(name) > int(f.g.Stat.NameLen) {
+		return backend.Attr{}, fmt.Errorf("a name of %d bytes: %w", len(name), backend.ErrTooLong)
 	}
 	n := d.kids[name]
 	if n == nil {

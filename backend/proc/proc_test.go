@@ -1,10 +1,13 @@
 package proc
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestName_IsOneLineWhateverTheProcessCallsItself(t *testing.T) {
@@ -32,5 +35,26 @@ func TestList_IsBounded(t *testing.T) {
 	}
 	if got := List("/nonexistent", 2); got != nil {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestOpenFile_SaysWhatADescriptorIsOpenOn(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	want := File{Dev: st.Dev, Ino: st.Ino, Rdev: st.Rdev, Mode: st.Mode & unix.S_IFMT}
+	got.Mode &= unix.S_IFMT
+	if !ok || got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if _, ok := OpenFile("/proc/self/fd/9999"); ok {
+		t.Error("a descriptor that is not open")
 	}
 }

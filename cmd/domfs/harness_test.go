@@ -252,6 +252,11 @@ func (m *mount) ended() {
 	select {
 	case <-m.done:
 	case <-time.After(endLimit):
+		_ = m.cmd.Process.Signal(unix.SIGQUIT) // its goroutines go into the log
+		select {
+		case <-m.done:
+		case <-time.After(endLimit):
+		}
 		m.t.Fatalf("domfs has not ended after %v", endLimit)
 	}
 	if m.err != nil {

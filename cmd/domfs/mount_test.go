@@ -152,7 +152,7 @@ func TestMount_ClearsWhatACrashLeft(t *testing.T) {
 	m := h.mount()
 	must(t, m.cmd.Process.Kill())
 	<-m.done
-	if _, err := os.Stat(h.mnt); !dead(err) {
+	if _, err := statWithin(h.mnt, statTimeout); !dead(err) {
 		t.Fatalf("after a crash the mountpoint says %v", err)
 	}
 	again := h.mount()

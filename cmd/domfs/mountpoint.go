@@ -58,6 +58,12 @@ func statWithin(path string, limit time.Duration) (os.FileInfo, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
+		// What the kernel remembers of a mount outlives its daemon for a moment: ask it anew.
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st); dead(err) {
+			done <- result{nil, err}
+			return
+		}
 		info, err := os.Stat(path)
 		done <- result{info, err}
 	}()

@@ -94,3 +94,30 @@ func TestSnapshot_OfARunningDomainIsAtOnceOnXFS(t *testing.T) {
 	}
 	m.stop()
 }
+
+// Who holds an image is looked up among all that processes have open, files of the mount itself
+// included: asking those would be the daemon's waiting for itself.
+func TestState_OfALockedImageIsToldWhileAFileOfTheMountIsOpen(t *testing.T) {
+	h := tinyHost(t)
+	h.tinyDisks()
+	m := h.mount()
+	var open []*os.File
+	for _, name := range []string{"xenstore/vm/name", "xenstore/vm/disks/xvda/size", ".domfs/events"} {
+		f, err := os.Open(m.at(name))
+		must(t, err)
+		open = append(open, f)
+	}
+	image, err := os.OpenFile(h.images+"/a.img", os.O_RDWR, 0)
+	must(t, err)
+	defer image.Close()
+	// As QEMU does for an image that it writes to (RAW_LOCK_PERM_BASE 100, BLK_PERM_WRITE 1).
+	must(t, unix.FcntlFlock(image.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Whence: unix.SEEK_SET, Start: 101, Len: 1}))
+	eventually(t, endLimit/6, "the domain is running", func() bool { return m.read("xenstore/vm/state") == "running" })
+	if got := m.read("xenstore/vm/disks/xvda/size"); got == "" {
+		t.Error("no size")
+	}
+	for _, f := range open {
+		must(t, f.Close())
+	}
+	m.stop()
+}

@@ -36,6 +36,10 @@ func (fs *FS) StatFS() (backend.FSStat, error) {
 
 func (fs *FS) computeStat() (backend.FSStat, error) {
 	sb := fs.sb
+	overhead, err := fs.overhead() // first: it refuses before all descriptors are read
+	if err != nil {
+		return backend.FSStat{}, err
+	}
 	var freeClusters, freeInodes uint64
 	for g := range sb.groups {
 		if perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes); g%perBlock == 0 {
@@ -49,10 +53,6 @@ func (fs *FS) computeStat() (backend.FSStat, error) {
 		desc := fs.parseGroup(b)
 		freeClusters += desc.freeClusters
 		freeInodes += desc.freeInodes
-	}
-	overhead, err := fs.overhead()
-	if err != nil {
-		return backend.FSStat{}, err
 	}
 	s := backend.FSStat{
 		BlockSize:  uint32(sb.blockBytes()),

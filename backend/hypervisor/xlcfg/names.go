@@ -48,7 +48,7 @@ func distinguish(domains []backend.Domain) {
 		} else {
 			d.Warnings = append(d.Warnings, clash)
 		}
-		d.Name = freeName(d.Name, filepath.Base(d.Config), owner)
+		d.Name = freeName(d.Name, legalName(filepath.Base(d.Config)), owner)
 		owner[d.Name] = d.Config
 	}
 	warnEqualUUIDs(order)

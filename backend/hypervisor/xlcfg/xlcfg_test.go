@@ -213,6 +213,31 @@ func TestDomains_NamesStayUniqueHoweverTheyClash(t *testing.T) {
 	}
 }
 
+func TestDomains_ShowsNamesWithControlCharactersEscaped(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct{ file, name string }{
+		{"clear.cfg", "a\x1b[2Jb"}, {"del.cfg", "a\x7f"}, {"tab.cfg", "a\tb"}, {"utf8.cfg", "größe"},
+		{"one.cfg", "twin"}, {"two\x1b.cfg", "twin"},
+	} {
+		write(t, filepath.Join(dir, c.file), "name = '"+c.name+"'\n")
+	}
+	write(t, filepath.Join(dir, "torn\r.cfg"), "!")
+	got := list(t, New([]string{dir}, nil))
+	want := []string{"a%09b", "a%1B[2Jb", "a%7F", "größe", "torn%0D", "twin", "twin@two%1B.cfg"}
+	if !slices.Equal(names(got), want) {
+		t.Errorf("names %q, want %q", names(got), want)
+	}
+	for _, name := range want[:3] {
+		d := got[name]
+		if !errors.Is(d.Err, backend.ErrInvalid) || !strings.Contains(d.Err.Error(), "is shown as "+name) || strings.ContainsAny(d.Err.Error(), "\x1b\x7f\t") {
+			t.Errorf("%s: Err is %q", name, d.Err)
+		}
+	}
+	if err := got["größe"].Err; err != nil {
+		t.Errorf("größe: %v", err)
+	}
+}
+
 func TestDomains_ReadsAutoWholeAndEachFileOnce(t *testing.T) {
 	root := t.TempDir()
 	auto := filepath.Join(root, "auto")

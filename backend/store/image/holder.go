@@ -146,8 +146,8 @@ func (s *Store) lockHolders(locks map[fileID]int) map[fileID]string {
 
 // holdsFile tells whether a descriptor in /proc still is the file.
 func (s *Store) holdsFile(fdPath string, id fileID) bool {
-	var st unix.Stat_t
-	return unix.Stat(fdPath, &st) == nil && idOf(&st) == id
+	f, ok := proc.OpenFile(fdPath)
+	return ok && fileID{f.Dev, f.Ino} == id
 }
 
 // searchProcesses looks through /proc for who has files open for writing, other than this process.
@@ -164,15 +164,17 @@ func (s *Store) searchProcesses(files map[fileID]bool) map[fileID]processHolder 
 		folder := filepath.Join(s.procfs, pid, "fd")
 		for _, fd := range proc.List(folder, maxFDs) {
 			path := filepath.Join(folder, fd)
-			var st, link unix.Stat_t
-			if unix.Stat(path, &st) != nil || !files[idOf(&st)] {
+			f, ok := proc.OpenFile(path)
+			id := fileID{f.Dev, f.Ino}
+			if !ok || !files[id] {
 				continue
 			}
+			var link unix.Stat_t
 			// proc(5): the link's mode tells how the file was opened.
 			if unix.Lstat(path, &link) != nil || link.Mode&0o200 == 0 {
 				continue
 			}
-			found[idOf(&st)] = processHolder{name: proc.Name(s.procfs, pid), fdPath: path}
+			found[id] = processHolder{name: proc.Name(s.procfs, pid), fdPath: path}
 		}
 	}
 	return found

@@ -199,8 +199,8 @@ func (s *Store) processWith(rdev uint64) string {
 		}
 		folder := filepath.Join(s.procfs, pid, "fd")
 		for _, fd := range proc.List(folder, maxFDs) {
-			var st unix.Stat_t
-			if unix.Stat(filepath.Join(folder, fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && uint64(st.Rdev) == rdev {
+			f, ok := proc.OpenFile(filepath.Join(folder, fd))
+			if ok && f.Mode&unix.S_IFMT == unix.S_IFBLK && f.Rdev == rdev {
 				return proc.Name(s.procfs, pid)
 			}
 		}
