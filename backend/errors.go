@@ -1,6 +1,9 @@
 package backend
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The sentinels that every driver's errors wrap. vfs/errno.go maps each to one
 // errno; an error that wraps none of them reaches the user as EIO.
@@ -25,3 +28,15 @@ var (
 	ErrTooLong     = errors.New("name too long")        // ENAMETOOLONG
 	ErrIO          = errors.New("input/output error")   // EIO, without the log line that an unknown error gets
 )
+
+// Because is an error that is sentinel to errors.Is, and whose text is the sentence
+// alone: for one that says by itself what the sentinel's text would only repeat. The
+// sentence may wrap further errors, as with fmt.Errorf.
+func Because(sentinel error, format string, args ...any) error {
+	return &because{sentinel: sentinel, sentence: fmt.Errorf(format, args...)}
+}
+
+type because struct{ sentinel, sentence error }
+
+func (b *because) Error() string   { return b.sentence.Error() }
+func (b *because) Unwrap() []error { return []error{b.sentinel, b.sentence} }

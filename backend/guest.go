@@ -38,6 +38,13 @@ type Layout interface {
 	Parts(d Device) ([]Part, error)
 }
 
+// PartWarner is a Layout that can tell what a reader should know of a table whose Parts it lists.
+type PartWarner interface {
+	// Warnings are sentences, few of them (the table at the beginning is damaged, its copy at the
+	// end was read); none where Parts fails.
+	Warnings(d Device) []string
+}
+
 // Filesystem opens guests' filesystems of some types.
 type Filesystem interface {
 	// Types are the Content types that the driver reads.

@@ -110,7 +110,7 @@ const maxParts = 1024
 
 // Parts lists the partitions, read once; none where Content is not a partition table or the
 // depth is at its maximum. A live disk of a running domain has its partitions, too. A part that
-// cannot be read has its Err; the others can be.
+// cannot be read has its Err; the others can be. Warnings go where those of FS go.
 func (v *Volume) Parts() ([]backend.Part, error) {
 	v.partsMu.Lock()
 	defer v.partsMu.Unlock()
@@ -126,9 +126,14 @@ func (v *Volume) Parts() ([]backend.Part, error) {
 		if i < 0 {
 			return nil, nil
 		}
-		parts, err := guarded(v, c.Type, func() ([]backend.Part, error) { return v.disk.h.o.Layouts[i].Parts(v.dev) })
+		layout := v.disk.h.o.Layouts[i]
+		parts, err := guarded(v, c.Type, func() ([]backend.Part, error) { return layout.Parts(v.dev) })
 		if err != nil {
 			return nil, fmt.Errorf("%s: its %s partition table: %w", v, c.Type, err)
+		}
+		if w, ok := layout.(backend.PartWarner); ok {
+			warnings, _ := guarded(v, c.Type, func() ([]string, error) { return w.Warnings(v.dev), nil })
+			v.warn("partitions", warnings)
 		}
 		return distinct(parts), nil
 	})
@@ -233,13 +238,15 @@ func (v *Volume) FS() (backend.FS, error) {
 		return nil, h.Failed(v.disk.from.domain, "files", err)
 	}
 	h.stats.add("filesystem_opens", 1)
-	for i, w := range fs.Warnings() {
-		if i == maxErrorsPerDomain {
-			break
-		}
-		h.warning(v.disk.from.domain, v.disk.from.snapshot, "files", v.String()+": "+w)
-	}
+	v.warn("files", fs.Warnings())
 	return fs, nil
+}
+
+// warn tells what a driver warns of.
+func (v *Volume) warn(op string, warnings []string) {
+	for _, w := range warnings[:min(len(warnings), maxErrorsPerDomain)] {
+		v.disk.h.warning(v.disk.from.domain, v.disk.from.snapshot, op, v.String()+": "+w)
+	}
 }
 
 func (v *Volume) openFS() (backend.FS, error) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,18 @@ type Event struct {
 	Done     int64     `json:"done_bytes,omitempty"`
 	Total    int64     `json:"total_bytes,omitempty"`
 	Took     float64   `json:"took_seconds,omitempty"`
+}
+
+// MarshalJSON writes the bytes done of each event that has a total, though they are none yet.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type plain Event
+	if e.Total == 0 {
+		return json.Marshal(plain(e))
+	}
+	return json.Marshal(struct {
+		plain
+		Done int64 `json:"done_bytes"`
+	}{plain(e), e.Done})
 }
 
 type subscriber struct {

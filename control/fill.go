@@ -32,7 +32,7 @@ type fill struct {
 
 	once sync.Once
 	done chan struct{}
-	err  error // why it failed, as ErrIO; valid once done is closed
+	err  error // ErrIO: why it failed; ErrNotExist: the set was removed; valid once done is closed
 }
 
 // fillTable are the copies of this process, from before their set is committed until
@@ -119,8 +119,7 @@ func (f *fill) run() {
 	took := f.h.now().Sub(began)
 	switch {
 	case f.abandoned.Err() != nil:
-		err = fmt.Errorf("snapshot %s of %s was removed while it was copied: %w", f.name, f.domain, backend.ErrIO)
-		f.finish(err)
+		f.finish(f.removed())
 		return
 	case err != nil:
 		f.fail(err, took)
@@ -129,9 +128,12 @@ func (f *fill) run() {
 	f.finish(nil)
 	f.h.stats.add("fills_done", 1)
 	f.h.log.Info("done", zap.String("op", "fill"), zap.String("domain", f.domain), zap.String("snapshot", f.name), zap.Duration("took", took))
-	f.h.emit(Event{Event: "fill", Domain: f.domain, Snapshot: f.name, Message: "done", Done: f.total, Total: f.total, Took: took.Seconds()})
+	f.h.emit(Event{Event: "fill", Domain: f.domain, Snapshot: f.name, Disk: f.lastDisk(), Message: "done", Done: f.total, Total: f.total, Took: took.Seconds()})
 	f.notify(false)
 }
+
+// lastDisk is the disk whose copy ends the set's.
+func (f *fill) lastDisk() string { return f.copies[len(f.copies)-1].snap.Disk.VDev }
 
 // copyAll copies one disk after the other.
 func (f *fill) copyAll() error {
@@ -194,12 +196,24 @@ func (p *progress) at(vdev string) func(done, total int64) {
 
 // activate marks the set as whole. Its record may have changed since the copy began.
 func (f *fill) activate() error {
-	release, err := f.lockUnless(f.ctx)
+	return f.underLock(f.ctx, f.h.lim.change, func(ctx context.Context, s *Set) error {
+		if s == nil || s.State != backend.SnapshotFilling || s.Stale != nil {
+			return fmt.Errorf("the snapshot was removed or damaged meanwhile: %w", backend.ErrIO)
+		}
+		fault.Point("control.fill.activate")
+		return f.h.annotate(ctx, s, func(m *backend.SnapshotMeta) { m.State = backend.SnapshotActive })
+	})
+}
+
+// underLock takes the host's lock, unless unless ends, reads the host, and runs change on the set as
+// it is now (nil: it is gone), which may take limit.
+func (f *fill) underLock(unless context.Context, limit time.Duration, change func(ctx context.Context, s *Set) error) error {
+	release, err := f.lockUnless(unless)
 	if err != nil {
 		return err
 	}
 	defer release()
-	ctx, cancel := context.WithTimeout(context.Background(), f.h.lim.change)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	defer f.h.invalidate()
 	inv, err := f.h.fresh(ctx)
@@ -207,11 +221,7 @@ func (f *fill) activate() error {
 		return err
 	}
 	_, s := inv.set(f.id)
-	if s == nil || s.State != backend.SnapshotFilling || s.Stale != nil {
-		return fmt.Errorf("the snapshot was removed or damaged meanwhile: %w", backend.ErrIO)
-	}
-	fault.Point("control.fill.activate")
-	return f.h.annotate(ctx, s, func(m *backend.SnapshotMeta) { m.State = backend.SnapshotActive })
+	return change(ctx, s)
 }
 
 // lockUnless takes the host's lock, however long that takes, unless ctx ends.
@@ -224,11 +234,16 @@ func (f *fill) lockUnless(ctx context.Context) (func(), error) {
 	}
 }
 
+// removed is what those are told who waited for a set that somebody removed.
+func (f *fill) removed() error {
+	return fmt.Errorf("snapshot %s of %s was removed while it was copied: %w", f.name, f.domain, backend.ErrNotExist)
+}
+
 // fail removes the set, and tells why.
 func (f *fill) fail(err error, took time.Duration) {
 	removeErr := f.removeSet()
 	if f.abandoned.Err() != nil {
-		f.finish(fmt.Errorf("snapshot %s of %s was removed while it was copied: %w", f.name, f.domain, backend.ErrIO))
+		f.finish(f.removed())
 		return
 	}
 	if f.h.done.Err() != nil && errors.Is(err, context.Canceled) {
@@ -248,23 +263,12 @@ func (f *fill) fail(err error, took time.Duration) {
 }
 
 func (f *fill) removeSet() error {
-	release, err := f.lockUnless(f.abandoned)
-	if err != nil {
-		return err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(context.Background(), f.h.lim.undo)
-	defer cancel()
-	defer f.h.invalidate()
-	inv, err := f.h.fresh(ctx)
-	if err != nil {
-		return err
-	}
-	_, s := inv.set(f.id)
-	if s == nil {
-		return nil
-	}
-	return f.h.removeMembers(ctx, s)
+	return f.underLock(f.abandoned, f.h.lim.undo, func(ctx context.Context, s *Set) error {
+		if s == nil {
+			return nil
+		}
+		return f.h.removeMembers(ctx, s)
+	})
 }
 
 func (f *fill) notify(gone bool) {

@@ -11,6 +11,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,9 +50,11 @@ type limits struct {
 	open    time.Duration // for opening a volume
 	recheck time.Duration // how long a live volume is trusted without looking again
 	idle    time.Duration // how long a live disk that nobody uses stays open
+	rest    time.Duration // the same for a snapshot's: a backup's pauses must not close it
 	leave   time.Duration // how long a removal waits for reads under way
 	tick    time.Duration // how often expiry looks, at least
 	retry   time.Duration // how soon expiry tries again after a failure
+	end     time.Duration // how long Close waits for what is under way
 	disks   int           // how many disks stay open, in use or not
 	fills   int           // how many sets are copied at once
 }
@@ -64,9 +68,11 @@ func defaultLimits() limits {
 		open:    time.Minute,
 		recheck: 500 * time.Millisecond,
 		idle:    5 * time.Second,
+		rest:    30 * time.Second,
 		leave:   time.Second,
 		tick:    time.Minute,
 		retry:   time.Minute,
+		end:     time.Minute,
 		disks:   128,
 		fills:   2,
 	}
@@ -152,17 +158,40 @@ func (h *Host) Start(ctx context.Context) error {
 }
 
 // Close waits for changes under way, ends copies (their snapshots are removed) and
-// closes every device. The error says that volumes are still acquired: those are closed
-// when they are released.
+// closes every device. ErrBusy says that volumes are still acquired: those are closed
+// when they are released. ErrTimeout says that something under way does not end: nothing was
+// closed, the process is to end, and the next Start repairs what that leaves.
 func (h *Host) Close() error {
 	h.closeMu.Lock()
 	h.closed = true
 	h.closeMu.Unlock()
 	h.stop()
 	h.fills.cancelAll()
-	h.running.Wait()
-	return h.volumes.close()
+	ended := make(chan struct{})
+	go func() {
+		h.running.Wait()
+		close(ended)
+	}()
+	limit := time.NewTimer(h.lim.end)
+	defer limit.Stop()
+	select {
+	case <-ended:
+		return h.volumes.close()
+	case <-limit.C:
+	}
+	stacks := make([]byte, maxStackBytes)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	h.log.Error("what is under way does not end: the daemon ends without it", zap.Duration("after", h.lim.end))
+	for piece := range slices.Chunk(stacks, stackPieceBytes) {
+		h.log.Error("where it is", zap.ByteString("stacks", piece))
+	}
+	return fmt.Errorf("what is under way did not end within %s, the log says where it is: %w", h.lim.end, backend.ErrTimeout)
 }
+
+const (
+	maxStackBytes   = 1 << 20 // of what is logged of work that does not end
+	stackPieceBytes = 7 << 10 // in one line: a system's log cuts longer ones off
+)
 
 var errClosing = fmt.Errorf("the daemon is ending: %w", backend.ErrBusy)
 

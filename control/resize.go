@@ -45,6 +45,17 @@ func (h *Host) Resize(ctx context.Context, domain, vdev, value string) error {
 	})
 }
 
+// NeverGrows says why a disk is not to be resized whatever state it is in (ErrReadOnly), nil if it is.
+func NeverGrows(domain string, d backend.Disk) error {
+	switch {
+	case d.CDROM:
+		return fmt.Errorf("%s of %s is a CD-ROM drive: %w", d.VDev, domain, backend.ErrReadOnly)
+	case d.Mode == backend.ReadOnly:
+		return fmt.Errorf("%s of %s is configured read-only: %w", d.VDev, domain, backend.ErrReadOnly)
+	}
+	return nil
+}
+
 // growth is one disk that is to grow.
 type growth struct {
 	h       *Host
@@ -62,10 +73,8 @@ func (g *growth) aim(delta bool, size int64) error {
 	switch {
 	case g.domain.Stale != nil:
 		return fmt.Errorf("the state of %s is not known now: %w", g.domain.Name, g.domain.Stale)
-	case g.disk.CDROM:
-		return fmt.Errorf("%s is a CD-ROM drive: %w", name, backend.ErrReadOnly)
-	case g.disk.Mode == backend.ReadOnly:
-		return fmt.Errorf("%s is configured read-only: %w", name, backend.ErrReadOnly)
+	case NeverGrows(g.domain.Name, g.disk) != nil:
+		return NeverGrows(g.domain.Name, g.disk)
 	case g.volume.Err != nil:
 		return fmt.Errorf("%s: %w", name, g.volume.Err)
 	}

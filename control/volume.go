@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"domfs/backend"
+
+	"go.uber.org/zap"
 )
 
 // VolumeRef says which volume of the tree is meant, stable over restarts: a disk of a
@@ -49,7 +51,8 @@ func (e unrecorded) Unwrap() error { return e.error }
 // Volume opens a disk, or a partition in one, and acquires it: the caller must Release it.
 // Volumes are cached: opening the same one again is cheap. A live volume whose Generation changed is
 // opened anew. While a snapshot is filling it waits, until ctx ends; if its copy fails,
-// ErrIO. A failure to open is recorded (Failed).
+// ErrIO, and if it is removed meanwhile (or another daemon's copy of it failed), ErrNotExist. A failure to open is recorded (Failed), but for
+// that of a drive without a medium.
 func (h *Host) Volume(ctx context.Context, ref VolumeRef) (*Volume, error) {
 	where := origin{domain: ref.Domain}
 	v, err := h.volume(ctx, ref, &where)
@@ -109,7 +112,6 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 	if ref.SetID == "" {
 		return h.resolveLive(ctx, ref, o)
 	}
-	waited := false
 	for {
 		inv, err := h.Inventory(ctx)
 		if err != nil {
@@ -117,8 +119,6 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 		}
 		d, s := inv.set(ref.SetID)
 		switch {
-		case s == nil && waited:
-			return unrecorded{fmt.Errorf("the snapshot's copy failed, and it is removed: %w", backend.ErrIO)}
 		case s == nil, s.State == backend.SnapshotRemoving:
 			return unrecorded{fmt.Errorf("the snapshot is gone: %w", backend.ErrNotExist)}
 		}
@@ -132,7 +132,6 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 		case k.State == backend.SnapshotInvalid:
 			return fmt.Errorf("%s is invalid: its copy-on-write space has filled up: %w", o.disk, backend.ErrIO)
 		case k.State == backend.SnapshotFilling:
-			waited = true
 			if err := h.waitFilled(ctx, ref.SetID, o.disk); err != nil {
 				return err
 			}
@@ -188,7 +187,18 @@ func (h *Host) resolveLive(ctx context.Context, ref VolumeRef, o *origin) error 
 	*o = origin{volume: d.Volumes[i], running: d.isRunning(), domain: d.Name, read: inv.began,
 		disk: fmt.Sprintf("disk %s of %s", ref.VDev, d.Name)}
 	if err := o.volume.Err; err != nil {
-		return fmt.Errorf("%s: %w", o.disk, err)
+		err = fmt.Errorf("%s: %w", o.disk, err)
+		if NoMedium(d.Disks[i], o.volume) {
+			h.log.Debug("no medium", zap.String("domain", d.Name), zap.String("disk", ref.VDev))
+			return unrecorded{err}
+		}
+		return err
 	}
 	return nil
+}
+
+// NoMedium tells whether a disk is an empty CD-ROM drive: that its volume cannot be opened is no
+// failure then.
+func NoMedium(d backend.Disk, v backend.Volume) bool {
+	return d.CDROM && d.Source == "" && errors.Is(v.Err, backend.ErrNoDevice)
 }

@@ -311,6 +311,7 @@ func TestVolume_IsOpenedAnewOnceItsDomainRuns(t *testing.T) {
 	}
 	v.Release()
 	b.fake.Hypervisor.Start("web01")
+	b.invalidate() // a reading is good for longer where it took long
 	time.Sleep(5 * time.Millisecond)
 	if v.Acquire() {
 		t.Error("acquired though the domain runs")
@@ -344,6 +345,7 @@ func TestVolume_IsOpenedAnewWhenItsBytesChanged(t *testing.T) {
 	v := b.open(live)
 	v.Content()
 	b.fake.Store.Write("/images/web01-xvda", 0, []byte("swap\x00"))
+	b.invalidate() // a reading is good for longer where it took long
 	time.Sleep(5 * time.Millisecond)
 	if v.Acquire() {
 		t.Error("acquired though the bytes changed")

@@ -14,7 +14,8 @@ import (
 
 // volumeCache keeps disks open, by what they are in the tree. A disk is open while
 // anybody has acquired one of its volumes, and after that until it is closed to make room,
-// because it changed, or (a live one) because nobody has used it for a moment.
+// because it changed, or because nobody has used it for a moment: the filesystem that an image lies
+// in could not be unmounted else.
 type volumeCache struct {
 	h *Host
 
@@ -148,7 +149,7 @@ func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, 
 	c.disks[key] = d
 	d.place = c.order.PushFront(d)
 	evicted := c.makeRoomLocked()
-	watch := !d.from.frozen && !c.watching
+	watch := !c.watching
 	if watch {
 		c.watching = true
 	}
@@ -279,11 +280,19 @@ func (c *volumeCache) check(inv *Inventory) {
 	})
 }
 
-// watchEvery is how often the host is read while live disks are open, so that they are
-// closed soon after their domain starts even if nobody asks for them.
+// watchEvery is how often disks that are open are looked at. While live ones are, the host is read
+// as often, so that they are closed soon after their domain starts even if nobody asks for them.
 const watchEvery = time.Second
 
-// watch runs while live disks are open.
+// idleFor is how long the disk stays open though nobody uses it.
+func (d *disk) idleFor() time.Duration {
+	if d.from.frozen {
+		return d.h.lim.rest
+	}
+	return d.h.lim.idle
+}
+
+// watch runs while disks are open.
 func (c *volumeCache) watch() {
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()
@@ -295,20 +304,22 @@ func (c *volumeCache) watch() {
 		}
 		now := time.Now()
 		c.killWhere(func(d *disk) bool {
-			return !d.from.frozen && d.refs == 0 && now.Sub(d.used) > c.h.lim.idle
+			return d.refs == 0 && now.Sub(d.used) > d.idleFor()
 		})
 		c.mu.Lock()
 		live := false
 		for _, d := range c.disks {
 			live = live || !d.from.frozen
 		}
-		if !live {
+		if len(c.disks) == 0 {
 			c.watching = false
 			c.mu.Unlock()
 			return
 		}
 		c.mu.Unlock()
-		c.h.Inventory(c.h.done) // checks them
+		if live {
+			c.h.Inventory(c.h.done) // checks them
+		}
 	}
 }
 

@@ -113,6 +113,15 @@ func (c *call) disk(at place) (backend.Disk, backend.Volume, error) {
 	return dom.Disks[i], dom.Volumes[i], nil
 }
 
+// noMedium tells whether a place is on an empty CD-ROM drive, all of whose values are empty.
+func (c *call) noMedium(at place) (bool, error) {
+	if at.setID != "" {
+		return false, nil
+	}
+	d, v, err := c.disk(at)
+	return err == nil && control.NoMedium(d, v), err
+}
+
 func (at place) ref() control.VolumeRef {
 	return control.VolumeRef{Domain: at.domain, SetID: at.setID, VDev: at.vdev, Path: at.path}
 }
@@ -141,10 +150,10 @@ func (c *call) sizeBytes(at place) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if v.Err != nil {
-			return 0, c.fs.host.Failed(c.owner(at), "read", v.Err)
+		if v.Err == nil {
+			return v.SizeBytes, nil
 		}
-		return v.SizeBytes, nil
+		// Opening it says why, in the one sentence that every file of the disk gives.
 	}
 	v, err := c.volume(at)
 	if err != nil {

@@ -2,8 +2,13 @@ package vfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -91,9 +96,73 @@ func (f *fileSystem) drain(ctx context.Context, setID string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-deadline.C:
-			return fmt.Errorf("%d of its files are open, by %s: close them first: %w", n, proc.Name(proc.Root, strconv.Itoa(int(pid))), backend.ErrBusy)
+			return fmt.Errorf("%d of its files are open, by %s: close them first: %w", n, f.holder(ctx, setID, pid), backend.ErrBusy)
 		}
 	}
+}
+
+// holder names who has a file of a set open, which pid opened. It need not be that process: one such
+// as losetup hands the file on, and ends.
+func (f *fileSystem) holder(ctx context.Context, setID string, pid uint32) string {
+	if loop := f.loopDevice(ctx, setID); loop != "" {
+		return "loop device " + loop
+	}
+	if pid == 0 { // the kernel's word for one outside of our PID namespace
+		return "a process that is not seen from here"
+	}
+	id := strconv.Itoa(int(pid))
+	if _, err := os.Stat(filepath.Join(proc.Root, id)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Sprintf("a process that has ended (pid %s), or something that it handed the file to", id)
+	}
+	return proc.Name(proc.Root, id)
+}
+
+const (
+	sysBlock    = "/sys/block"
+	maxBlock    = 65536 // block devices that are looked at
+	inventoryIn = 2 * time.Second
+)
+
+// loopDevice is the first loop device on a file of a set, as sysfs tells it without asking the file;
+// "" if there is none.
+func (f *fileSystem) loopDevice(ctx context.Context, setID string) string {
+	ctx, cancel := context.WithTimeout(ctx, inventoryIn)
+	defer cancel()
+	var dir string // as a path in the mount
+	for _, name := range proc.List(sysBlock, maxBlock) {
+		if !strings.HasPrefix(name, "loop") {
+			continue
+		}
+		file, err := os.ReadFile(filepath.Join(sysBlock, name, "loop/backing_file"))
+		if err != nil {
+			continue
+		}
+		if dir == "" {
+			if dir = f.setPath(ctx, setID); dir == "" {
+				return ""
+			}
+		}
+		if strings.HasPrefix(string(file), dir+"/") {
+			return "/dev/" + name
+		}
+	}
+	return ""
+}
+
+// setPath is the directory of a set, by its present name; "" if it has none.
+func (f *fileSystem) setPath(ctx context.Context, setID string) string {
+	inv, err := f.host.Inventory(ctx)
+	if err != nil {
+		return ""
+	}
+	for _, d := range inv.Snapshots {
+		for _, s := range d.Sets {
+			if s.ID == setID {
+				return filepath.Join(f.mountpoint, "snapshots", d.Name, s.Name)
+			}
+		}
+	}
+	return ""
 }
 
 // forgetSet ends the draining of a set that was removed, or whose removal failed.

@@ -31,6 +31,7 @@ type entry struct {
 
 	show   func(c *call, at place) (string, error)                // a value file's content, without newline
 	set    func(c *call, at place, value string) error            // what a write to it does
+	fixed  func(c *call, at place) error                          // why set is refused whatever is written; nil: it is not
 	link   func(c *call, at place) (string, error)                // a symbolic link's target
 	mkdir  func(c *call, at place, name string) error             // in this directory
 	rmdir  func(c *call, at place, name string) error             //

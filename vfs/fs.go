@@ -29,10 +29,12 @@ type fileSystem struct {
 	host    *control.Host
 	log     *zap.Logger
 	version string
-	started time.Time
-	uid     uint32 // owner of virtual nodes
-	gid     uint32
-	gateGID uint32
+	// mountpoint is where the mount is seen, for messages.
+	mountpoint string
+	started    time.Time
+	uid        uint32 // owner of virtual nodes
+	gid        uint32
+	gateGID    uint32
 
 	server *fuse.Server
 	nodes  nodeTable
@@ -56,6 +58,7 @@ func newFileSystem(o Options) *fileSystem {
 		host:          o.Host,
 		log:           o.Log,
 		version:       o.Version,
+		mountpoint:    o.Mountpoint,
 		started:       time.Now(),
 		uid:           uint32(syscall.Geteuid()),
 		gid:           uint32(syscall.Getegid()),
@@ -260,8 +263,10 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	if n == nil {
 		return fuse.Status(syscall.ESTALE)
 	}
-	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY && n.e.set == nil {
-		return fuse.EROFS
+	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		if err := n.settable(c); err != nil {
+			return f.status("open", err)
+		}
 	}
 	return f.status("open", f.virtualOpen(c, n, in, out))
 }

@@ -139,6 +139,15 @@ func diskMode(c *call, at place) (string, error) {
 	return string(d.Mode), nil
 }
 
+// neverGrows says why a disk's size is not to be written.
+func neverGrows(c *call, at place) error {
+	d, _, err := c.disk(at)
+	if err != nil {
+		return err
+	}
+	return control.NeverGrows(at.domain, d)
+}
+
 func resizeDisk(c *call, at place, value string) error {
 	return c.fs.host.Resize(c.ctx, at.domain, at.vdev, value)
 }
@@ -283,6 +292,9 @@ func diskUsed(c *call, at place) (string, error) {
 // --- volumes
 
 func volumeSize(c *call, at place) (string, error) {
+	if empty, err := c.noMedium(at); empty || err != nil {
+		return "", err
+	}
 	size, err := c.sizeBytes(at)
 	if err != nil {
 		return "", err
@@ -292,6 +304,9 @@ func volumeSize(c *call, at place) (string, error) {
 
 func ofContent(f func(backend.Content) string) func(c *call, at place) (string, error) {
 	return func(c *call, at place) (string, error) {
+		if empty, err := c.noMedium(at); empty || err != nil {
+			return "", err
+		}
 		v, err := c.volume(at)
 		if err != nil {
 			return "", err
@@ -326,6 +341,9 @@ func printable(text string) string {
 }
 
 func hasFiles(c *call, at place) (bool, error) {
+	if empty, err := c.noMedium(at); empty || err != nil {
+		return false, err
+	}
 	v, err := c.volume(at)
 	if err != nil {
 		return false, err
@@ -360,6 +378,11 @@ func findPart(c *call, at place, name string) (place, string, error) {
 	n, err := strconv.Atoi(digits)
 	if !ok || err != nil || n < 1 || strconv.Itoa(n) != digits {
 		return at, "", gone("partition", name)
+	}
+	if empty, err := c.noMedium(at); empty {
+		return at, "", gone("partition", name)
+	} else if err != nil {
+		return at, "", err
 	}
 	v, err := c.volume(at)
 	if err != nil {

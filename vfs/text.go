@@ -84,10 +84,13 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		return fuse.Status(syscall.ESTALE)
 	}
 	other := in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0
-	if n.e.set == nil || other || !truncates {
+	if other || !truncates {
 		return fuse.EROFS
 	}
 	c := f.newCall(cancel)
+	if err := n.settable(c); err != nil {
+		return f.status("truncate", err)
+	}
 	if size != 0 {
 		return f.status("truncate", f.host.Failed(c.owner(n.at), "truncate",
 			fmt.Errorf("%s: cannot be truncated to %d, only to 0: write the value instead: %w", n.e.name, size, backend.ErrInvalid)))

@@ -20,7 +20,7 @@ var tree = entry{kids: []entry{
 					{name: "format", doc: "how its bytes are kept: raw, qcow2, …", show: diskFormat},
 					{name: "source", doc: "the device, path or URL behind it", show: diskSource},
 					{name: "mode", doc: "rw or ro: what the guest may do", show: diskMode},
-					{name: "size", doc: "bytes; write 20G or +10G to grow it", mode: 0o644, show: volumeSize, set: resizeDisk},
+					{name: "size", doc: "bytes; write 20G or +10G to grow it", mode: 0o644, show: volumeSize, set: resizeDisk, fixed: neverGrows},
 				}},
 			}},
 			{name: "snapshots", doc: "its snapshots", link: domainSnapshotsLink},

@@ -47,7 +47,7 @@ func (f *fileSystem) virtualEntry(c *call, parent, child *node, out *fuse.EntryO
 
 func (f *fileSystem) virtualAttr(c *call, n *node, out *fuse.Attr) error {
 	out.Ino = n.ino
-	out.Mode = fileMode(n.e.fileType(), n.e.perm())
+	out.Mode = fileMode(n.e.fileType(), n.perm(c))
 	out.Nlink = 1
 	out.Owner = fuse.Owner{Uid: f.uid, Gid: f.gid}
 	if n.e.mode == gateMode {
@@ -78,6 +78,30 @@ func (f *fileSystem) virtualAttr(c *call, n *node, out *fuse.Attr) error {
 	t := c.changed(n)
 	out.SetTimes(&t, &t, &t)
 	return nil
+}
+
+// perm are the permission bits: what cannot be set at this place is shown as read-only.
+func (n *node) perm(c *call) uint32 {
+	perm := n.e.perm()
+	if n.e.fixed != nil && errors.Is(n.e.fixed(c, n.at), backend.ErrReadOnly) {
+		perm &^= 0o222
+	}
+	return perm
+}
+
+// settable says why a value cannot be set here (ErrReadOnly), if it cannot.
+func (n *node) settable(c *call) error {
+	switch {
+	case n.e.set == nil:
+		return backend.ErrReadOnly
+	case n.e.fixed == nil:
+		return nil
+	}
+	err := n.e.fixed(c, n.at)
+	if errors.Is(err, backend.ErrReadOnly) {
+		return c.fs.host.Failed(c.owner(n.at), "open", err)
+	}
+	return err
 }
 
 // currentName is the name of a node's object now: a snapshot may have been renamed.

@@ -80,6 +80,10 @@ func (c *mountCommand) startDaemon() error {
 	return fmt.Errorf("the daemon ended before its mount was there: %v", state)
 }
 
+// nameProcess makes ps and pgrep show the daemon as domfs: the kernel named it after the link by
+// which it was started. The name is the main thread's, whichever thread writes it.
+func nameProcess() error { return os.WriteFile("/proc/self/comm", []byte("domfs"), 0) }
+
 // daemonArgs is the command line of the daemon: what was asked for, with absolute paths.
 func (c *mountCommand) daemonArgs(fd int) []string {
 	args := []string{"mount", "--ready-fd=" + strconv.Itoa(fd)}

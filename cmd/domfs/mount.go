@@ -54,6 +54,7 @@ func (c *mountCommand) Execute(args []string) error {
 			return err
 		}
 		defer pipe.Close()
+		_ = nameProcess() // it serves as well under another name
 		err = c.serve(pipe.ready)
 		pipe.failed(err)
 		return err
@@ -131,7 +132,7 @@ func (c *mountCommand) serve(ready func(string)) error {
 	}
 
 	host := control.New(options)
-	stop := c.onSignal(signals, mountpoint, log)
+	stop := c.onSignal(signals, mountpoint, log, runner)
 	server, err := vfs.Mount(vfs.Options{
 		Host: host, Log: log, Mountpoint: mountpoint, AllowOther: c.AllowOther, GID: gid,
 		Debug: c.Debug, Version: versionString(), FSName: "domfs",
@@ -236,7 +237,7 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 
 // onSignal closes stop at the first signal. The second ends the program on the spot: the
 // mount goes from its place, a change under way is cleared up by the next start.
-func (c *mountCommand) onSignal(signals <-chan os.Signal, mountpoint string, log *zap.Logger) (stop chan struct{}) {
+func (c *mountCommand) onSignal(signals <-chan os.Signal, mountpoint string, log *zap.Logger, runner *run.Runner) (stop chan struct{}) {
 	stop = make(chan struct{})
 	go func() {
 		s := <-signals
@@ -245,7 +246,9 @@ func (c *mountCommand) onSignal(signals <-chan os.Signal, mountpoint string, log
 		s = <-signals
 		log.Warn("ending at once", zap.Stringer("signal", s))
 		if mountedHere(mountpoint) {
-			_ = unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			if err := detach(context.WithoutCancel(c.ctx), mountpoint, runner); err != nil {
+				log.Error("still mounted", zap.Error(err))
+			}
 		}
 		os.Exit(exitFailure)
 	}()

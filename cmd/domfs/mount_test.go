@@ -259,6 +259,10 @@ func TestDaemon_IsReadyWhenTheCommandReturns(t *testing.T) {
 	if pid == 0 || pid == cmd.Process.Pid {
 		t.Fatalf("the daemon is process %d", pid)
 	}
+	// As Linux before 6.16 has it found.
+	if !mountsAt(pid, h.mnt) {
+		t.Errorf("the daemon, %s, is not known by its name and command line", processName(pid))
+	}
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 		t.Errorf("the daemon's session is %d, %v, want its own", sid, err)
 	}

@@ -26,6 +26,7 @@ type gptTable struct {
 	sector    int64 // bytes
 	entrySize int64
 	entries   []byte
+	primary   error // what is wrong with the primary table, where this is the backup
 }
 
 // errNoHeader is a sector without the signature of a GPT header.
@@ -72,6 +73,15 @@ func (t gptTable) part(d backend.Device, i int) (backend.Part, bool) {
 	return p, true
 }
 
+// gptWarnings tells of a table that was found at the end of the disk only.
+func gptWarnings(d backend.Device) []string {
+	t, err := findGPT(d)
+	if err != nil || t.primary == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("its primary GPT is damaged (%v); the backup of it was read", t.primary)}
+}
+
 // findGPT looks for an intact table: primary, then backup, for both sizes of sector.
 func findGPT(d backend.Device) (gptTable, error) {
 	var primary, backup [2]error
@@ -85,6 +95,7 @@ func findGPT(d backend.Device) (gptTable, error) {
 	for i, sector := range []int64{512, 4096} {
 		t, err := readBackup(d, sector)
 		if err == nil {
+			t.primary = primary[i]
 			return t, nil
 		}
 		backup[i] = err

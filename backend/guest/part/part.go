@@ -41,6 +41,15 @@ func (layout) Parts(d backend.Device) ([]backend.Part, error) {
 	return mbrParts(d, mbr)
 }
 
+// Warnings says that the backup of a GPT was read.
+func (layout) Warnings(d backend.Device) []string {
+	mbr, err := readFull(d, 0, sector512)
+	if err != nil || !signed(mbr) || !isProtective(mbr) {
+		return nil
+	}
+	return gptWarnings(d)
+}
+
 // newPart makes a Part of the length bytes at off, which need not be on the device.
 func newPart(d backend.Device, number int, off, length int64) backend.Part {
 	p := backend.Part{Number: number}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -177,7 +176,7 @@ func checkSpace(need map[string]int64) error {
 func reserve(size int64) int64 { return min(size/reserveFraction, maxReserveBytes) }
 
 func noSpace(folder string, need, free, reserved int64) error {
-	return fmt.Errorf("copying takes %d bytes in %s, where %d are free, of which %d must stay so: free space or move the image: %w", need, folder, free, reserved, backend.ErrNoSpace)
+	return backend.Because(backend.ErrNoSpace, "copying takes %d bytes in %s, where %d are free, of which %d must stay so: free space or move the image", need, folder, free, reserved)
 }
 
 // reserveSpace gives to the size and the space that a copy of from needs. Where the

@@ -181,14 +181,14 @@ func dataRanges(file *os.File, path string, size int64, f func(off, length int64
 		}
 		hole, err := seekExtent(file, path, data, unix.SEEK_HOLE)
 		if errors.Is(err, backend.ErrRange) {
-			return fmt.Errorf("read %s: it was truncated meanwhile: %w", path, backend.ErrStale)
+			return backend.Because(backend.ErrStale, "read %s: it was truncated meanwhile", path)
 		}
 		if err != nil {
 			return err
 		}
 		hole = min(hole, size)
 		if hole <= data {
-			return fmt.Errorf("read %s: its filesystem reports an empty range of data at %d: %w", path, data, backend.ErrIO)
+			return backend.Because(backend.ErrIO, "read %s: its filesystem reports an empty range of data at %d", path, data)
 		}
 		if err := f(data, hole-data); err != nil {
 			return err

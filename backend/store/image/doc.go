@@ -18,13 +18,18 @@
 // data ranges are copied by Fill, so that the copy has the holes of the image. A copy
 // has the mode 0600 until its last byte is durable.
 //
-// UsedBytes is st_blocks of the copy. Blocks that it shares with the image are counted
-// in it, so for a copy made by FICLONE it is an upper bound.
+// UsedBytes is st_blocks of the copy without the extents that other files share (FIEMAP,
+// the kernel's Documentation/filesystems/fiemap): about nothing after FICLONE, and more as
+// the image is overwritten. What only several copies share is held by none of them alone.
+// Btrfs unshares an extent as a whole. Each copy is looked at every few seconds, and for a
+// short time in one listing, which may be too little for a host with thousands: one that
+// was not looked at yet counts with all its blocks, as it does where FIEMAP is not known.
 //
 // The order of steps: the image is made under a temporary name (".VDEV.img.tmp"),
 // synchronised and renamed; then the manifest likewise. A crash leaves a snapshot in
 // state pending, filling or removing, which Snapshots lists, or files that no manifest
-// accounts for, which Repair removes.
+// accounts for, which Repair removes. Copies that are being made are locked (flock(2)) until
+// the guard is released, so that a second daemon takes none of them for such a leftover.
 //
 // # The guard
 //

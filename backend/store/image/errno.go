@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"domfs/backend"
 
@@ -26,7 +27,7 @@ var sentinels = map[unix.Errno]error{
 	unix.EAGAIN:       backend.ErrBusy,
 	unix.ELOOP:        backend.ErrInvalid,
 	unix.EINVAL:       backend.ErrInvalid,
-	unix.EFBIG:        backend.ErrInvalid,
+	unix.EFBIG:        backend.ErrNoSpace,
 	unix.ENAMETOOLONG: backend.ErrTooLong,
 	unix.EOPNOTSUPP:   backend.ErrUnsupported,
 	unix.ENOSYS:       backend.ErrUnsupported,
@@ -53,7 +54,7 @@ func failed(op, path string, err error) error {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
 		if errors.Is(err, fs.ErrClosed) {
-			return fmt.Errorf("%s %s: it was closed: %w", op, path, backend.ErrStale)
+			return backend.Because(backend.ErrStale, "%s %s: it was closed", op, path)
 		}
 		return fmt.Errorf("%s %s: %w", op, path, err)
 	}
@@ -61,11 +62,24 @@ func failed(op, path string, err error) error {
 	if sentinel == nil {
 		sentinel = backend.ErrIO
 	}
-	text := errno.Error()
+	text := reason(sentinel, errno)
 	if hint := hints[errno]; hint != "" {
 		text += ": " + hint
 	}
-	return fmt.Errorf("%s %s: %w (%s)", op, path, sentinel, text)
+	return backend.Because(sentinel, "%s %s: %s", op, path, text)
+}
+
+// reason words a failure: by its sentinel and its errno, but by one alone where that says
+// all of it.
+func reason(sentinel error, errno unix.Errno) string {
+	kind, text := sentinel.Error(), errno.Error()
+	switch {
+	case strings.Contains(text, kind):
+		return text
+	case errno == unix.ENOENT || errno == unix.EEXIST || errno == unix.EBUSY:
+		return kind // the same in other words
+	}
+	return kind + " (" + text + ")"
 }
 
 // also is err, with what went wrong when it was cleaned up after; in one line.

@@ -40,11 +40,13 @@ func (s *Store) Fill(ctx context.Context, snap backend.Snapshot, g backend.Guard
 		return err
 	}
 	defer to.Close()
-	if err := lockFilling(to); err != nil {
-		return fmt.Errorf("fill %s: another daemon does: %w", m.path(), err)
+	end, err := s.beginFill(to, m.path(), idOf(st))
+	if err != nil {
+		return err
 	}
+	defer end()
 	if origin.kept == unkept || st.Size != origin.seen.size {
-		return fmt.Errorf("fill %s: its space was not reserved for %s: %w", m.path(), origin.path, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "fill %s: its space was not reserved for %s", m.path(), origin.path)
 	}
 	if progress == nil {
 		progress = func(int64, int64) {}
@@ -65,7 +67,7 @@ func (s *Store) Fill(ctx context.Context, snap backend.Snapshot, g backend.Guard
 			b := buf[:min(chunkBytes, end-off)]
 			if n, err := origin.f.ReadAt(b, off); n < len(b) {
 				if errors.Is(err, io.EOF) {
-					return fmt.Errorf("read %s: it was truncated to %d bytes: %w", origin.path, off+int64(n), backend.ErrStale)
+					return backend.Because(backend.ErrStale, "read %s: it was truncated to %d bytes", origin.path, off+int64(n))
 				}
 				return failed("read", origin.path, err)
 			}
@@ -97,7 +99,7 @@ func (s *Store) Fill(ctx context.Context, snap backend.Snapshot, g backend.Guard
 	}
 	if origin.kept == watched {
 		if who := s.watchedWriter(origin); who != "" {
-			return fmt.Errorf("%s is in use by %s, so that its snapshot cannot be completed: %w", origin.path, who, backend.ErrBusy)
+			return backend.Because(backend.ErrBusy, "%s is in use by %s, so that its snapshot cannot be completed", origin.path, who)
 		}
 	}
 	if err := origin.broken(); err != nil {

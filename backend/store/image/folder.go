@@ -2,7 +2,6 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -99,7 +98,7 @@ func (d *dir) sub(name string) (*dir, error) {
 		return err
 	})
 	if errors.Is(err, backend.ErrNotDir) || errors.Is(err, backend.ErrInvalid) {
-		return nil, fmt.Errorf("%s is no directory, perhaps a symbolic link that somebody left there: remove it: %w", path, backend.ErrAccess)
+		return nil, backend.Because(backend.ErrAccess, "%s is no directory, perhaps a symbolic link that somebody left there: remove it", path)
 	}
 	if err != nil {
 		return nil, err
@@ -108,9 +107,9 @@ func (d *dir) sub(name string) (*dir, error) {
 	if err == nil {
 		switch {
 		case st.Uid != 0 && int(st.Uid) != os.Geteuid():
-			err = fmt.Errorf("%s belongs to the user %d, who could change the snapshots in it: remove it, or give it to root: %w", path, st.Uid, backend.ErrAccess)
+			err = backend.Because(backend.ErrAccess, "%s belongs to the user %d, who could change the snapshots in it: remove it, or give it to root", path, st.Uid)
 		case st.Mode&0o022 != 0:
-			err = fmt.Errorf("%s may be written by others than its owner, who could change the snapshots in it: chmod 700 it: %w", path, backend.ErrAccess)
+			err = backend.Because(backend.ErrAccess, "%s may be written by others than its owner, who could change the snapshots in it: chmod 700 it", path)
 		}
 	}
 	if err != nil {
@@ -241,7 +240,20 @@ func makeSet(folder, set string) (*dir, error) {
 
 // pruneSet removes the folder of a set if it is empty, and the hidden folder likewise.
 func pruneSet(folder, set string) error {
+	return withHidden(folder, func(top, hidden *dir) error {
+		if err := hidden.rmdirIfEmpty(set); err != nil {
+			return err
+		}
+		return top.rmdirIfEmpty(hiddenName)
+	})
+}
+
+// withHidden calls f with an image folder and the hidden folder in it, if both are there.
+func withHidden(folder string, f func(top, hidden *dir) error) error {
 	top, err := openFolder(folder)
+	if errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrNotDir) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -254,10 +266,7 @@ func pruneSet(folder, set string) error {
 		return err
 	}
 	defer hidden.Close()
-	if err := hidden.rmdirIfEmpty(set); err != nil {
-		return err
-	}
-	return top.rmdirIfEmpty(hiddenName)
+	return f(top, hidden)
 }
 
 // openCopy opens the copy of a snapshot.
@@ -273,7 +282,7 @@ func (s *Store) openCopy(m member, flags int) (*os.File, *unix.Stat_t, error) {
 	}
 	st, err := statFile(f, m.path())
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("%s is no regular file: %w", m.path(), backend.ErrInvalid)
+		err = backend.Because(backend.ErrInvalid, "%s is no regular file", m.path())
 	}
 	if err != nil {
 		f.Close()

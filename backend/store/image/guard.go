@@ -26,7 +26,8 @@ type guard struct {
 	origins map[string]*guardedImage // by Volume.ID; not changed once made
 
 	mu       sync.Mutex
-	released bool // guarded by mu
+	released bool        // guarded by mu
+	copies   []*heldCopy // guarded by mu
 }
 
 // guardedImage is one image under a guard.
@@ -102,20 +103,20 @@ func checkRequest(req backend.SnapshotRequest) error {
 	v := req.Origin
 	switch {
 	case v.Store != storeName:
-		return fmt.Errorf("snapshot %s: it belongs to the store %q: %w", v.ID, v.Store, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "snapshot %s: it belongs to the store %q", v.ID, v.Store)
 	case v.Err != nil:
 		return fmt.Errorf("snapshot %s: %w", v.ID, v.Err)
 	case v.Format != formatRaw:
-		return fmt.Errorf("snapshot %s: only raw images can be snapshotted, and this is %s: %w", v.ID, v.Format, backend.ErrUnsupported)
+		return backend.Because(backend.ErrUnsupported, "snapshot %s: only raw images can be snapshotted, and this is %s", v.ID, v.Format)
 	case filepath.Base(filepath.Dir(filepath.Dir(v.ID))) == hiddenName:
-		return fmt.Errorf("snapshot %s: it is a snapshot itself: %w", v.ID, backend.ErrUnsupported)
+		return backend.Because(backend.ErrUnsupported, "snapshot %s: it is a snapshot itself", v.ID)
 	case !validName(req.Meta.Disk.VDev):
-		return fmt.Errorf("snapshot %s: the disk's name %q has characters other than A-Z a-z 0-9 . _ -: correct the domain's configuration: %w", v.ID, req.Meta.Disk.VDev, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "snapshot %s: the disk's name %q has characters other than A-Z a-z 0-9 . _ -: correct the domain's configuration", v.ID, req.Meta.Disk.VDev)
 	case !validName(req.Meta.Set):
-		return fmt.Errorf("snapshot %s: %q cannot identify a snapshot set: %w", v.ID, req.Meta.Set, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "snapshot %s: %q cannot identify a snapshot set", v.ID, req.Meta.Set)
 	}
 	if err := newManifest(pending(req.Meta), v.ID, 0).check(req.Meta.Set, req.Meta.Disk.VDev); err != nil {
-		return fmt.Errorf("snapshot %s: %v: %w", v.ID, err, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "snapshot %s: %v", v.ID, err)
 	}
 	return nil
 }
@@ -141,7 +142,7 @@ func (s *Store) guardImage(path string, running bool) (*guardedImage, error) {
 	}
 	f, st, err := openImage(path)
 	if errors.Is(err, errBlockDevice) {
-		err = fmt.Errorf("snapshot %s: it became a block device: %w", path, backend.ErrStale)
+		err = backend.Because(backend.ErrStale, "snapshot %s: it became a block device", path)
 	}
 	if err != nil {
 		return nil, err
@@ -242,8 +243,8 @@ func (image *guardedImage) cannotCopy(s *Store, domain string, running bool, hol
 	if running {
 		sentinel = backend.ErrUnsupported
 	}
-	return fmt.Errorf("%s is in use by %s, and %s cannot reflink: shut %s down, or move the image to XFS or Btrfs: %w",
-		image.path, holder, filesystemName(image.f), domain, sentinel)
+	return backend.Because(sentinel, "%s is in use by %s, and %s cannot reflink: shut %s down, or move the image to XFS or Btrfs",
+		image.path, holder, filesystemName(image.f), domain)
 }
 
 // broken says why an image is not kept unwritten any more.
@@ -259,7 +260,7 @@ func (image *guardedImage) broken() error {
 			return failed("look at the lease on", image.path, err)
 		}
 		if kind != unix.F_RDLCK {
-			return fmt.Errorf("%s is being opened for writing, so that its snapshot cannot be completed: %w", image.path, backend.ErrBusy)
+			return backend.Because(backend.ErrBusy, "%s is being opened for writing, so that its snapshot cannot be completed", image.path)
 		}
 	case watched:
 		st, err := statFile(image.f, image.path)
@@ -267,10 +268,10 @@ func (image *guardedImage) broken() error {
 			return err
 		}
 		if versionOf(st) != image.seen {
-			return fmt.Errorf("%s was changed, so that its snapshot cannot be completed: %w", image.path, backend.ErrBusy)
+			return backend.Because(backend.ErrBusy, "%s was changed, so that its snapshot cannot be completed", image.path)
 		}
 		if _, locked := qemuWriter(image.f); locked {
-			return fmt.Errorf("%s is in use by QEMU, so that its snapshot cannot be completed: %w", image.path, backend.ErrBusy)
+			return backend.Because(backend.ErrBusy, "%s is in use by QEMU, so that its snapshot cannot be completed", image.path)
 		}
 	}
 	return nil
@@ -299,7 +300,7 @@ func (g *guard) Broken() error {
 	released := g.released
 	g.mu.Unlock()
 	if released {
-		return fmt.Errorf("the images' guard was released: %w", backend.ErrStale)
+		return backend.Because(backend.ErrStale, "the images' guard was released")
 	}
 	for _, image := range g.origins {
 		if err := image.broken(); err != nil {
@@ -327,6 +328,9 @@ func (g *guard) Release() {
 		return
 	}
 	g.released = true
+	for _, c := range g.copies {
+		c.release(g.s)
+	}
 	for _, image := range g.origins {
 		image.close(g.s)
 	}
@@ -336,7 +340,7 @@ func (g *guard) Release() {
 func (s *Store) guardOf(g backend.Guard, origin string) (*guard, *guardedImage, error) {
 	own, ok := g.(*guard)
 	if !ok || own.s != s || own.origins[origin] == nil {
-		return nil, nil, fmt.Errorf("snapshot %s: it was not prepared: %w", origin, backend.ErrInvalid)
+		return nil, nil, backend.Because(backend.ErrInvalid, "snapshot %s: it was not prepared", origin)
 	}
 	return own, own.origins[origin], own.Broken()
 }

@@ -30,7 +30,7 @@ const maxFolders = 4096
 
 // Store is the image files of a host. It is safe for concurrent use.
 //
-// Lock order: changes, then mu. No lock is held while bytes are copied.
+// Lock order: changes, looking, guard.mu, mu. No lock is held while bytes are copied.
 type Store struct {
 	log     *zap.Logger
 	folders []string // as configured: absolute, clean
@@ -40,17 +40,24 @@ type Store struct {
 	noLease bool
 	// noReflink makes snapshots be copied, as where nothing can be cloned.
 	noReflink bool
+	// usageBudget is how long one listing may look at copies.
+	usageBudget time.Duration
 
 	// changes is held for each change of what is in .domfs folders.
 	changes sync.Mutex
+
+	// looking is held while copies are looked at for what they share.
+	looking sync.Mutex
 
 	mu        sync.Mutex
 	current   map[string]bool           // folders of the disks that Volumes was last asked for; guarded by mu
 	seen      map[string]bool           // folders of all disks it was ever asked for; guarded by mu
 	reflinks  map[filesystem]bool       // which filesystems can FICLONE; guarded by mu
 	manifests map[fileVersion]*manifest // parsed ones, nil for damaged ones; guarded by mu
+	usages    map[fileVersion]usage     // what copies share; guarded by mu
 	warned    map[string]string         // last warning for a path; guarded by mu
 	guarded   map[fileID]int            // how many guards keep a file unwritten; guarded by mu
+	held      map[fileID]*heldCopy      // copies that are being made; guarded by mu
 	loops     map[string]loopBinding    // loop devices by name; guarded by mu
 	holders   map[fileID]processHolder  // who holds a lock on a file; guarded by mu
 }
@@ -62,17 +69,20 @@ func New(folders []string, log *zap.Logger) *Store {
 		log = zap.NewNop()
 	}
 	s := &Store{
-		log:       log,
-		sysfs:     "/sys",
-		procfs:    "/proc",
-		current:   map[string]bool{},
-		seen:      map[string]bool{},
-		reflinks:  map[filesystem]bool{},
-		manifests: map[fileVersion]*manifest{},
-		warned:    map[string]string{},
-		guarded:   map[fileID]int{},
-		loops:     map[string]loopBinding{},
-		holders:   map[fileID]processHolder{},
+		log:         log,
+		sysfs:       "/sys",
+		procfs:      "/proc",
+		current:     map[string]bool{},
+		seen:        map[string]bool{},
+		reflinks:    map[filesystem]bool{},
+		manifests:   map[fileVersion]*manifest{},
+		usageBudget: usageBudget,
+		usages:      map[fileVersion]usage{},
+		warned:      map[string]string{},
+		guarded:     map[fileID]int{},
+		held:        map[fileID]*heldCopy{},
+		loops:       map[string]loopBinding{},
+		holders:     map[fileID]processHolder{},
 	}
 	for _, folder := range folders {
 		abs, err := filepath.Abs(folder)
@@ -172,7 +182,7 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 	v.ModTime = time.Unix(st.Mtim.Unix())
 	h.ask(i, f, st)
 	if v.Format != formatRaw {
-		v.Err = fmt.Errorf("%s: %s is not read yet, only raw images are: convert it with qemu-img convert -O raw: %w", path, v.Format, backend.ErrUnsupported)
+		v.Err = backend.Because(backend.ErrUnsupported, "%s: %s is not read yet, only raw images are: convert it with qemu-img convert -O raw", path, v.Format)
 	}
 	return v, true
 }
@@ -213,7 +223,7 @@ func openImage(path string) (*os.File, *unix.Stat_t, error) {
 		err = failed("find", path, err)
 	}
 	if err == nil && st.Nlink == 0 {
-		err = fmt.Errorf("find %s: it was just removed: %w", path, backend.ErrNotExist)
+		err = backend.Because(backend.ErrNotExist, "find %s: it was just removed", path)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -237,7 +247,7 @@ func checkRegular(path string, st *unix.Stat_t) error {
 	case unix.S_IFDIR:
 		return fmt.Errorf("%s: a disk image must be a file, and this %w: correct the domain's configuration", path, backend.ErrIsDirectory)
 	}
-	return fmt.Errorf("%s: a disk image must be a regular file, and this is none: correct the domain's configuration: %w", path, backend.ErrInvalid)
+	return backend.Because(backend.ErrInvalid, "%s: a disk image must be a regular file, and this is none: correct the domain's configuration", path)
 }
 
 // realPath is the path of an open file without symbolic links; path is how it was
@@ -259,10 +269,10 @@ func realPath(f *os.File, path string) (string, error) {
 // Open opens an image, or the copy of a snapshot.
 func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, error) {
 	if v.Store != storeName {
-		return nil, fmt.Errorf("open %s: it belongs to the store %q: %w", v.ID, v.Store, backend.ErrInvalid)
+		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
 	}
 	if v.Format != formatRaw && v.Format != "" {
-		return nil, fmt.Errorf("open %s: %s is not read yet: %w", v.ID, v.Format, backend.ErrUnsupported)
+		return nil, backend.Because(backend.ErrUnsupported, "open %s: %s is not read yet", v.ID, v.Format)
 	}
 	if m, ok := memberAt(v.ID); ok {
 		f, st, err := s.openCopy(m, unix.O_RDONLY)
@@ -273,7 +283,7 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 	}
 	f, st, err := openImage(v.ID)
 	if errors.Is(err, errBlockDevice) {
-		err = fmt.Errorf("open %s: it became a block device: %w", v.ID, backend.ErrStale)
+		err = backend.Because(backend.ErrStale, "open %s: it became a block device", v.ID)
 	}
 	if err != nil {
 		return nil, err

@@ -149,17 +149,17 @@ func (m *manifest) meta() backend.SnapshotMeta {
 func parseManifest(b []byte, set, vdev string) (*manifest, error) {
 	var m manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("it is no manifest (%v): %w", err, backend.ErrCorrupt)
+		return nil, backend.Because(backend.ErrCorrupt, "it is no manifest (%v)", err)
 	}
 	if m.Version != manifestVersion {
-		return nil, fmt.Errorf("it is of version %d, made by another version of domfs; only %d can be read: %w", m.Version, manifestVersion, backend.ErrUnsupported)
+		return nil, backend.Because(backend.ErrUnsupported, "it is of version %d, made by another version of domfs; only %d can be read", m.Version, manifestVersion)
 	}
 	return &m, m.check(set, vdev)
 }
 
 func (m *manifest) check(set, vdev string) error {
 	bad := func(what string) error {
-		return fmt.Errorf("%s: %w", what, backend.ErrCorrupt)
+		return backend.Because(backend.ErrCorrupt, "%s", what)
 	}
 	name := string(m.Name)
 	switch {
@@ -196,15 +196,15 @@ func (m *manifest) check(set, vdev string) error {
 func (m *manifest) write(set *dir, op string) error {
 	path := filepath.Join(set.path, m.Disk.VDev+manifestSuffix)
 	if err := m.check(m.Set, m.Disk.VDev); err != nil {
-		return fmt.Errorf("write %s: %w: %w", path, backend.ErrInvalid, err)
+		return backend.Because(backend.ErrInvalid, "write %s: %w", path, err)
 	}
 	b, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
-		return fmt.Errorf("write %s: %w: %w", path, backend.ErrInvalid, err)
+		return backend.Because(backend.ErrInvalid, "write %s: %w", path, err)
 	}
 	b = append(b, '\n')
 	if len(b) > maxManifestBytes {
-		return fmt.Errorf("write %s: it would have %d bytes, more than %d: %w", path, len(b), maxManifestBytes, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "write %s: it would have %d bytes, more than %d", path, len(b), maxManifestBytes)
 	}
 	temp := tempName(m.Disk.VDev + manifestSuffix)
 	if err := set.unlink(temp); err != nil {
@@ -270,7 +270,7 @@ func (s *Store) readManifest(set *dir, setName, vdev string) (*manifest, error) 
 	}
 	version := versionOf(st)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxManifestBytes {
-		err = fmt.Errorf("it is no regular file of at most %d bytes: %w", maxManifestBytes, backend.ErrCorrupt)
+		err = backend.Because(backend.ErrCorrupt, "it is no regular file of at most %d bytes", maxManifestBytes)
 	} else {
 		var b []byte
 		if b, err = io.ReadAll(io.LimitReader(f, maxManifestBytes)); err != nil {
@@ -300,4 +300,4 @@ func (s *Store) readManifest(set *dir, setName, vdev string) (*manifest, error) 
 }
 
 // errDamaged says that a manifest is there but cannot be used.
-var errDamaged = fmt.Errorf("manifest cannot be used: %w", backend.ErrCorrupt)
+var errDamaged = backend.Because(backend.ErrCorrupt, "manifest cannot be used")

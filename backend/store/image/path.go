@@ -1,7 +1,6 @@
 package image
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,11 +39,11 @@ func trustedPath(path string) (string, error) {
 			continue
 		}
 		if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-			return "", fmt.Errorf("%s: the symbolic link %s belongs to user %d, whom domfs does not follow: "+
-				"name its target in the domain's configuration, or make the link root's: %w", path, next, st.Uid, backend.ErrAccess)
+			return "", backend.Because(backend.ErrAccess, "%s: the symbolic link %s belongs to user %d, whom domfs does not follow: "+
+				"name its target in the domain's configuration, or make the link root's", path, next, st.Uid)
 		}
 		if links++; links > maxLinks {
-			return "", fmt.Errorf("%s leads through more than %d symbolic links: %w", path, maxLinks, backend.ErrInvalid)
+			return "", backend.Because(backend.ErrInvalid, "%s leads through more than %d symbolic links", path, maxLinks)
 		}
 		target, err := os.Readlink(next)
 		if err != nil {
@@ -66,7 +65,7 @@ func cameFrom(f *os.File, path, resolved string) error {
 		return err
 	}
 	if real != resolved {
-		return fmt.Errorf("%s: it was moved or replaced while it was opened: %w", path, backend.ErrStale)
+		return backend.Because(backend.ErrStale, "%s: it was moved or replaced while it was opened", path)
 	}
 	return nil
 }

@@ -41,26 +41,12 @@ func (s *Store) repairFolder(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
-	top, err := openFolder(folder)
-	if errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrNotDir) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer top.Close()
-	hidden, err := top.sub(hiddenName)
-	if errors.Is(err, backend.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer hidden.Close()
-	if err := hidden.unlink(tempName("probe")); err != nil {
-		return err
-	}
-	return top.rmdirIfEmpty(hiddenName)
+	return withHidden(folder, func(top, hidden *dir) error {
+		if err := hidden.unlink(tempName("probe")); err != nil {
+			return err
+		}
+		return top.rmdirIfEmpty(hiddenName)
+	})
 }
 
 func (s *Store) repairSet(set *dir) error {
@@ -74,7 +60,7 @@ func (s *Store) repairSet(set *dir) error {
 	}
 	changed := false
 	for _, name := range names {
-		if !isStray(name, there) {
+		if !isStray(name, there) || errors.Is(s.checkNotMade(set, name), backend.ErrBusy) {
 			continue
 		}
 		if err := set.unlink(name); err != nil {

@@ -30,21 +30,21 @@ func (s *Store) RoundSize(_ backend.Volume, sizeBytes int64) int64 {
 // that is being copied for a snapshot is ErrBusy.
 func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (int64, error) {
 	if v.Store != storeName {
-		return 0, fmt.Errorf("resize %s: it belongs to the store %q: %w", v.ID, v.Store, backend.ErrInvalid)
+		return 0, backend.Because(backend.ErrInvalid, "resize %s: it belongs to the store %q", v.ID, v.Store)
 	}
 	if v.Format != formatRaw && v.Format != "" {
-		return 0, fmt.Errorf("resize %s: only raw images can be resized, and this is %s: %w", v.ID, v.Format, backend.ErrUnsupported)
+		return 0, backend.Because(backend.ErrUnsupported, "resize %s: only raw images can be resized, and this is %s", v.ID, v.Format)
 	}
 	if _, ok := memberAt(v.ID); ok {
-		return 0, fmt.Errorf("resize %s: a snapshot never changes: %w", v.ID, backend.ErrReadOnly)
+		return 0, backend.Because(backend.ErrReadOnly, "resize %s: a snapshot never changes", v.ID)
 	}
 	if sizeBytes <= 0 {
-		return 0, fmt.Errorf("resize %s to %d bytes: it must have some: %w", v.ID, sizeBytes, backend.ErrInvalid)
+		return 0, backend.Because(backend.ErrInvalid, "resize %s to %d bytes: it must have some", v.ID, sizeBytes)
 	}
 	target := s.RoundSize(v, sizeBytes)
 	f, st, err := openImage(v.ID)
 	if errors.Is(err, errBlockDevice) {
-		err = fmt.Errorf("resize %s: it became a block device: %w", v.ID, backend.ErrStale)
+		err = backend.Because(backend.ErrStale, "resize %s: it became a block device", v.ID)
 	}
 	if err != nil {
 		return 0, err
@@ -54,13 +54,13 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 		return st.Size, nil
 	}
 	if target < st.Size {
-		return 0, fmt.Errorf("resize %s to %d bytes: it has %d, and what lies beyond would be lost: %w", v.ID, target, st.Size, backend.ErrPermission)
+		return 0, backend.Because(backend.ErrPermission, "resize %s to %d bytes: it has %d, and what lies beyond would be lost", v.ID, target, st.Size)
 	}
 	s.mu.Lock()
 	guarded := s.guarded[idOf(st)] > 0
 	s.mu.Unlock()
 	if guarded {
-		return 0, fmt.Errorf("resize %s: it is being copied for a snapshot: wait until that is filled: %w", v.ID, backend.ErrBusy)
+		return 0, backend.Because(backend.ErrBusy, "resize %s: it is being copied for a snapshot: wait until that is filled", v.ID)
 	}
 	if err := growFile(v.ID, idOf(st), target); err != nil {
 		return 0, err
@@ -76,7 +76,7 @@ func growFile(path string, id fileID, size int64) error {
 		return err
 	})
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("resize %s: another process has a lease on it, perhaps to copy it: wait until it is done: %w", path, backend.ErrBusy)
+		return backend.Because(backend.ErrBusy, "resize %s: another process has a lease on it, perhaps to copy it: wait until it is done", path)
 	}
 	if err != nil {
 		return failed("resize", path, err)
@@ -88,15 +88,15 @@ func growFile(path string, id fileID, size int64) error {
 		return err
 	}
 	if idOf(st) != id || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("resize %s: it was replaced meanwhile: try again: %w", path, backend.ErrStale)
+		return backend.Because(backend.ErrStale, "resize %s: it was replaced meanwhile: try again", path)
 	}
 	if st.Size > size {
-		return fmt.Errorf("resize %s to %d bytes: it just grew to %d, and what lies beyond would be lost: %w", path, size, st.Size, backend.ErrPermission)
+		return backend.Because(backend.ErrPermission, "resize %s to %d bytes: it just grew to %d, and what lies beyond would be lost", path, size, st.Size)
 	}
 	fault.Point("image.resize.begin")
 	err = control(f, func(fd int) error { return unix.Ftruncate(fd, size) })
 	if errors.Is(err, unix.EFBIG) {
-		return fmt.Errorf("resize %s to %d bytes: a file on its filesystem can have %s: %w", path, size, largestFile(f), backend.ErrInvalid)
+		return backend.Because(backend.ErrNoSpace, "resize %s to %d bytes: a file on its filesystem can have %s", path, size, largestFile(f))
 	}
 	if err != nil {
 		return failed("resize", path, err)

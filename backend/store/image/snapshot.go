@@ -61,7 +61,7 @@ func (s *Store) Snapshot(ctx context.Context, req backend.SnapshotRequest, g bac
 func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *guard, origin *guardedImage) (snap backend.Snapshot, err error) {
 	for _, name := range []string{m.vdev + manifestSuffix, m.vdev + imageSuffix} {
 		if _, err := set.stat(name); err == nil {
-			return snap, fmt.Errorf("snapshot %s: %s is there already: %w", req.Origin.ID, filepath.Join(set.path, name), backend.ErrExist)
+			return snap, backend.Because(backend.ErrExist, "snapshot %s: %s is there already", req.Origin.ID, filepath.Join(set.path, name))
 		}
 	}
 	temp := tempName(m.vdev + imageSuffix)
@@ -83,6 +83,9 @@ func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *g
 		}
 		err = also(err, set.sync())
 	}()
+	if err := lockCopy(f, unix.LOCK_EX); err != nil {
+		return snap, fmt.Errorf("make %s: %w", m.path(), err)
+	}
 	fault.Point("image.snapshot.created")
 	filling, err := fillLater(f, req, g, origin)
 	if err != nil {
@@ -109,6 +112,9 @@ func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *g
 	if err != nil {
 		return snap, err
 	}
+	if err := g.hold(f, m.path(), idOf(st)); err != nil {
+		return snap, err
+	}
 	man := newManifest(pending(req.Meta), req.Origin.ID, st.Size)
 	if err := man.write(set, "snapshot"); err != nil {
 		return snap, err
@@ -116,6 +122,8 @@ func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *g
 	snap = snapshotOf(m, man, st)
 	if filling {
 		snap.State = backend.SnapshotFilling
+	} else {
+		snap.UsedBytes = 0 // all is shared yet
 	}
 	return snap, nil
 }
@@ -156,7 +164,7 @@ func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
 	case st == nil:
 		snap.Volume.Err = fmt.Errorf("%s: the copy of this snapshot %w: remove the snapshot", m.path(), backend.ErrNotExist)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != man.SizeBytes:
-		snap.Volume.Err = fmt.Errorf("%s is no file of %d bytes, as this snapshot's copy was: remove the snapshot: %w", m.path(), man.SizeBytes, backend.ErrCorrupt)
+		snap.Volume.Err = backend.Because(backend.ErrCorrupt, "%s is no file of %d bytes, as this snapshot's copy was: remove the snapshot", m.path(), man.SizeBytes)
 	default:
 		snap.UsedBytes = st.Blocks * 512
 		snap.Volume.Generation = versionOf(st).generation()
@@ -172,6 +180,7 @@ func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
 // logged, and hides no other.
 func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 	var snaps []backend.Snapshot
+	var looks []usageLook
 	for _, folder := range s.knownFolders() {
 		err := s.eachSet(folder, func(_ *dir, set *dir, setName string) error {
 			if err := ctx.Err(); err != nil {
@@ -203,7 +212,11 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 						continue
 					}
 				}
-				snaps = append(snaps, snapshotOf(member{folder, setName, vdev}, man, st))
+				m := member{folder, setName, vdev}
+				snaps = append(snaps, snapshotOf(m, man, st))
+				if snaps[len(snaps)-1].Volume.Err == nil && st.Mode&0o777 == modeComplete {
+					looks = append(looks, usageLook{index: len(snaps) - 1, m: m, version: versionOf(st)})
+				}
 			}
 			return nil
 		})
@@ -214,6 +227,7 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 			s.warn(filepath.Join(folder, hiddenName), "snapshots in this folder cannot be listed", err)
 		}
 	}
+	s.subtractShared(snaps, looks)
 	slices.SortFunc(snaps, func(a, b backend.Snapshot) int { return cmp.Compare(a.Volume.ID, b.Volume.ID) })
 	return snaps, nil
 }
@@ -228,61 +242,47 @@ func (s *Store) warnUnread(set *dir, name string, err error) {
 // eachSet calls f for each set's folder in the hidden folder beside the images of folder.
 // A set that cannot be opened is logged.
 func (s *Store) eachSet(folder string, f func(hidden, set *dir, name string) error) error {
-	top, err := openFolder(folder)
-	if errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrNotDir) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer top.Close()
-	hidden, err := top.sub(hiddenName)
-	if errors.Is(err, backend.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer hidden.Close()
-	names, err := hidden.names(maxSets)
-	if errors.Is(err, backend.ErrNotExist) {
-		return nil // removed meanwhile
-	}
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if !validName(name) {
-			continue
-		}
-		set, err := hidden.sub(name)
+	return withHidden(folder, func(_, hidden *dir) error {
+		names, err := hidden.names(maxSets)
 		if errors.Is(err, backend.ErrNotExist) {
-			continue // removed meanwhile
+			return nil // removed meanwhile
 		}
-		if err != nil {
-			s.warn(filepath.Join(hidden.path, name), "snapshot set cannot be read", err)
-			continue
-		}
-		err = f(hidden, set, name)
-		set.Close()
 		if err != nil {
 			return err
 		}
-	}
-	return nil
+		for _, name := range names {
+			if !validName(name) {
+				continue
+			}
+			set, err := hidden.sub(name)
+			if errors.Is(err, backend.ErrNotExist) {
+				continue // removed meanwhile
+			}
+			if err != nil {
+				s.warn(filepath.Join(hidden.path, name), "snapshot set cannot be read", err)
+				continue
+			}
+			err = f(hidden, set, name)
+			set.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // memberOf finds where a snapshot lies.
 func memberOf(snap backend.Snapshot) (member, error) {
 	m, ok := memberAt(snap.Volume.ID)
 	if !ok || snap.Volume.Store != storeName {
-		return m, fmt.Errorf("%s is no snapshot of an image: %w", snap.Volume.ID, backend.ErrInvalid)
+		return m, backend.Because(backend.ErrInvalid, "%s is no snapshot of an image", snap.Volume.ID)
 	}
 	return m, nil
 }
 
 // Annotate implements backend.Snapshotter. A snapshot whose bytes are not all there cannot
-// become active.
+// become active, and one whose set another daemon is making not removing: ErrBusy.
 func (s *Store) Annotate(ctx context.Context, snap backend.Snapshot, meta backend.SnapshotMeta) error {
 	m, err := memberOf(snap)
 	if err != nil {
@@ -290,6 +290,11 @@ func (s *Store) Annotate(ctx context.Context, snap backend.Snapshot, meta backen
 	}
 	s.changes.Lock()
 	defer s.changes.Unlock()
+	if meta.State == backend.SnapshotRemoving {
+		if err := s.checkSetNotMade(m); err != nil {
+			return err
+		}
+	}
 	return s.annotateLocked(m, meta, "annotate")
 }
 
@@ -305,7 +310,7 @@ func (s *Store) annotateLocked(m member, meta backend.SnapshotMeta, op string) e
 		return err
 	}
 	if meta.Set != m.set || meta.Disk.VDev != m.vdev {
-		return fmt.Errorf("annotate %s: a snapshot cannot move to the set %q or the disk %q: %w", m.path(), meta.Set, meta.Disk.VDev, backend.ErrInvalid)
+		return backend.Because(backend.ErrInvalid, "annotate %s: a snapshot cannot move to the set %q or the disk %q", m.path(), meta.Set, meta.Disk.VDev)
 	}
 	if meta.State == backend.SnapshotActive {
 		st, err := set.stat(m.vdev + imageSuffix)
@@ -313,14 +318,14 @@ func (s *Store) annotateLocked(m member, meta backend.SnapshotMeta, op string) e
 			return failed("annotate", m.path(), err)
 		}
 		if st.Mode&0o200 != 0 {
-			return fmt.Errorf("annotate %s: its bytes have not all been copied: %w", m.path(), backend.ErrInvalid)
+			return backend.Because(backend.ErrInvalid, "annotate %s: its bytes have not all been copied", m.path())
 		}
 	}
 	return newManifest(meta, string(old.Origin), old.SizeBytes).write(set, op)
 }
 
 // Remove implements backend.Snapshotter. The manifest says removing before the first byte
-// goes, and goes last. A copy that another process is filling is ErrBusy.
+// goes, and goes last. A set that another daemon is making is ErrBusy.
 func (s *Store) Remove(ctx context.Context, snap backend.Snapshot) error {
 	m, err := memberOf(snap)
 	if err != nil {
@@ -336,7 +341,7 @@ func (s *Store) Remove(ctx context.Context, snap backend.Snapshot) error {
 		return err
 	}
 	defer set.Close()
-	if err := checkNotFilling(set, m); err != nil {
+	if err := s.checkSetNotMade(m); err != nil {
 		return err
 	}
 	old, err := s.readManifest(set, m.set, m.vdev)
@@ -375,29 +380,4 @@ func removeFile(set *dir, name string) error {
 		return err
 	}
 	return set.sync()
-}
-
-// checkNotFilling refuses to touch a copy that a Fill is writing to.
-func checkNotFilling(set *dir, m member) error {
-	f, err := set.open(m.vdev+imageSuffix, unix.O_RDONLY, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
-		return nil // nothing that can be filled
-	}
-	if err != nil {
-		return failed("open", m.path(), err)
-	}
-	defer f.Close()
-	if err := lockFilling(f); err != nil {
-		return fmt.Errorf("%s is being filled by another daemon: wait for it: %w", m.path(), err)
-	}
-	return nil
-}
-
-// lockFilling takes the lock that a Fill holds on its copy, until f is closed.
-func lockFilling(f *os.File) error {
-	err := control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return backend.ErrBusy
-	}
-	return nil // a filesystem without locks has no second host's daemon either
 }

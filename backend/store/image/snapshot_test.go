@@ -560,8 +560,8 @@ func TestResize_NamesTheLargestSize(t *testing.T) {
 	s := New(nil, nil)
 	v := volumeOf(t, s, path)
 	_, err := s.Resize(t.Context(), v, 1<<62)
-	if !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "bytes at most") {
-		t.Fatalf("Resize to 4 EiB = %v, want ErrInvalid with the limit", err)
+	if !errors.Is(err, backend.ErrNoSpace) || !strings.Contains(err.Error(), "bytes at most") {
+		t.Fatalf("Resize to 4 EiB = %v, want ErrNoSpace with the limit", err)
 	}
 	var limit int64
 	if _, err := fmt.Sscanf(err.Error()[strings.Index(err.Error(), "can have ")+9:], "%d bytes", &limit); err != nil {

@@ -47,10 +47,10 @@ type device struct {
 // Open opens a device past the host's page cache.
 func (s *Store) Open(_ context.Context, v backend.Volume) (backend.Device, error) {
 	if v.Store != storeName {
-		return nil, fmt.Errorf("open %s: it belongs to the store %q: %w", v.ID, v.Store, backend.ErrInvalid)
+		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
 	}
 	if v.Format != formatRaw && v.Format != "" {
-		return nil, fmt.Errorf("open %s: %s is not read yet: %w", v.ID, v.Format, backend.ErrUnsupported)
+		return nil, backend.Because(backend.ErrUnsupported, "open %s: %s is not read yet", v.ID, v.Format)
 	}
 	var st unix.Stat_t
 	if err := ignoringEINTR(func() error { return unix.Stat(v.ID, &st) }); err != nil {
@@ -58,7 +58,7 @@ func (s *Store) Open(_ context.Context, v backend.Volume) (backend.Device, error
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		// Opening anything else may block, or act.
-		return nil, fmt.Errorf("open %s: it is no block device: correct the domain's configuration: %w", v.ID, backend.ErrInvalid)
+		return nil, backend.Because(backend.ErrInvalid, "open %s: it is no block device: correct the domain's configuration", v.ID)
 	}
 	fd := -1
 	err := ignoringEINTR(func() (err error) {
@@ -84,14 +84,14 @@ func (d *device) measure(fd int) error {
 		return failed("open", d.path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return fmt.Errorf("open %s: it was replaced by something that is no block device: %w", d.path, backend.ErrStale)
+		return backend.Because(backend.ErrStale, "open %s: it was replaced by something that is no block device", d.path)
 	}
 	block, err := unix.IoctlGetInt(fd, unix.BLKSSZGET)
 	if err != nil {
 		return failed("find the block size of", d.path, err)
 	}
 	if block < 1 || block > maxAlign || block&(block-1) != 0 {
-		return fmt.Errorf("%s has blocks of %d bytes, more than %d: %w", d.path, block, maxAlign, backend.ErrUnsupported)
+		return backend.Because(backend.ErrUnsupported, "%s has blocks of %d bytes, more than %d", d.path, block, maxAlign)
 	}
 	d.block = int64(block)
 	// The end is BLKGETSIZE64, without its differing argument sizes.

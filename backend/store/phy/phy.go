@@ -95,7 +95,7 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 		v.Err = failed("find", path, err)
 		return v, 0, true
 	case !isBlock:
-		v.Err = fmt.Errorf("%s is no block device: correct the domain's configuration: %w", path, backend.ErrInvalid)
+		v.Err = backend.Because(backend.ErrInvalid, "%s is no block device: correct the domain's configuration", path)
 		return v, 0, true
 	}
 	rdev = uint64(st.Rdev)
@@ -105,7 +105,7 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 		v.Generation = s.generation(rdev, v.SizeBytes)
 	}
 	if v.Format != formatRaw {
-		v.Err = fmt.Errorf("%s: %s is not read yet, only raw devices are: %w", path, v.Format, backend.ErrUnsupported)
+		v.Err = backend.Because(backend.ErrUnsupported, "%s: %s is not read yet, only raw devices are", path, v.Format)
 	}
 	return v, rdev, true
 }
