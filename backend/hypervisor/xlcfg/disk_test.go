@@ -15,7 +15,7 @@ func TestDisk_MeansWhatTheManualSays(t *testing.T) {
 	}
 	with := func(d backend.Disk, f func(d *backend.Disk)) backend.Disk { f(&d); return d }
 	lv := disk("hda", "/dev/vg/guest-volume")
-	iso := with(disk("hdc", "/root/image.iso"), func(d *backend.Disk) { d.Mode, d.CDROM = ro, true })
+	iso := with(disk("hdc", "/srv/image.iso"), func(d *backend.Disk) { d.Mode, d.CDROM = ro, true })
 	empty := backend.Disk{VDev: "hdc", Mode: ro, CDROM: true}
 	phy := func(d backend.Disk) backend.Disk { d.Backend = "phy"; return d }
 	tap := func(d backend.Disk) backend.Disk { d.Backend = "tap"; return d }
@@ -28,11 +28,11 @@ func TestDisk_MeansWhatTheManualSays(t *testing.T) {
 		"/dev/vg/guest-volume,raw,hda,rw":                                        lv,
 		"format=raw, vdev=hda, access=rw, target=/dev/vg/guest-volume":           lv,
 		"raw:/dev/vg/guest-volume,hda,w":                                         lv,
-		"/root/image.iso,,hdc,cdrom":                                             iso,
-		"/root/image.iso,,hdc,,cdrom":                                            iso,
-		"/root/image.iso,raw,hdc,devtype=cdrom":                                  iso,
-		"format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/root/image.iso": iso,
-		"raw:/root/image.iso,hdc:cdrom,ro":                                       iso,
+		"/srv/image.iso,,hdc,cdrom":                                             iso,
+		"/srv/image.iso,,hdc,,cdrom":                                            iso,
+		"/srv/image.iso,raw,hdc,devtype=cdrom":                                  iso,
+		"format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/srv/image.iso": iso,
+		"raw:/srv/image.iso,hdc:cdrom,ro":                                       iso,
 		",hdc:cdrom,r":                                                           empty,
 		",,hdc,cdrom":                                                            empty,
 		"vdev=hdc,cdrom":                                                         empty,

@@ -1,86 +1,23 @@
 package image
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"strings"
 
-	"domfs/backend"
+	"domfs/backend/syserr"
 
 	"golang.org/x/sys/unix"
 )
 
-// sentinels says which of backend's errors an errno is.
-var sentinels = map[unix.Errno]error{
-	unix.ENOENT:       backend.ErrNotExist,
-	unix.ENOTDIR:      backend.ErrNotDir,
-	unix.EISDIR:       backend.ErrIsDirectory,
-	unix.EEXIST:       backend.ErrExist,
-	unix.EACCES:       backend.ErrAccess,
-	unix.EPERM:        backend.ErrPermission,
-	unix.EROFS:        backend.ErrReadOnly,
-	unix.ENOSPC:       backend.ErrNoSpace,
-	unix.EDQUOT:       backend.ErrNoSpace,
-	unix.EBUSY:        backend.ErrBusy,
-	unix.ETXTBSY:      backend.ErrBusy,
-	unix.EAGAIN:       backend.ErrBusy,
-	unix.ELOOP:        backend.ErrInvalid,
-	unix.EINVAL:       backend.ErrInvalid,
-	unix.EFBIG:        backend.ErrNoSpace,
-	unix.ENAMETOOLONG: backend.ErrTooLong,
-	unix.EOPNOTSUPP:   backend.ErrUnsupported,
-	unix.ENOSYS:       backend.ErrUnsupported,
-	unix.ENOTTY:       backend.ErrUnsupported,
-	unix.EXDEV:        backend.ErrUnsupported,
-	unix.ESTALE:       backend.ErrStale,
-	unix.ENXIO:        backend.ErrNoDevice,
-	unix.ENODEV:       backend.ErrNoDevice,
-	unix.ETIMEDOUT:    backend.ErrTimeout,
-}
-
-// hints says what to do, where the errno alone does not.
-var hints = map[unix.Errno]string{
+var words = syserr.Words{Hints: map[unix.Errno]string{
 	unix.EACCES: "run domfs as root, or allow its user to read it",
 	unix.EPERM:  "run domfs as root",
 	unix.EROFS:  "mount its filesystem read-write",
 	unix.EDQUOT: "raise the quota or free space",
 	unix.ENOSPC: "free space on its filesystem",
-}
+}}
 
-// failed is the error of op on path: a sentence that wraps one of backend's sentinels.
-// What is no errno is wrapped as it is.
-func failed(op, path string, err error) error {
-	var errno unix.Errno
-	if !errors.As(err, &errno) {
-		if errors.Is(err, fs.ErrClosed) {
-			return backend.Because(backend.ErrStale, "%s %s: it was closed", op, path)
-		}
-		return fmt.Errorf("%s %s: %w", op, path, err)
-	}
-	sentinel := sentinels[errno]
-	if sentinel == nil {
-		sentinel = backend.ErrIO
-	}
-	text := reason(sentinel, errno)
-	if hint := hints[errno]; hint != "" {
-		text += ": " + hint
-	}
-	return backend.Because(sentinel, "%s %s: %s", op, path, text)
-}
-
-// reason words a failure: by its sentinel and its errno, but by one alone where that says
-// all of it.
-func reason(sentinel error, errno unix.Errno) string {
-	kind, text := sentinel.Error(), errno.Error()
-	switch {
-	case strings.Contains(text, kind):
-		return text
-	case errno == unix.ENOENT || errno == unix.EEXIST || errno == unix.EBUSY:
-		return kind // the same in other words
-	}
-	return kind + " (" + text + ")"
-}
+// failed is the error of op on path.
+func failed(op, path string, err error) error { return words.Failed(op, path, err) }
 
 // also is err, with what went wrong when it was cleaned up after; in one line.
 func also(err, cleanup error) error {

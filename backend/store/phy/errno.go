@@ -1,72 +1,26 @@
 package phy
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"strings"
-
 	"domfs/backend"
+	"domfs/backend/syserr"
 
 	"golang.org/x/sys/unix"
 )
 
-// sentinels says which of backend's errors an errno is.
-var sentinels = map[unix.Errno]error{
-	unix.ENOENT:       backend.ErrNotExist,
-	unix.ENOTDIR:      backend.ErrNotDir,
-	unix.EACCES:       backend.ErrAccess,
-	unix.EPERM:        backend.ErrPermission,
-	unix.EBUSY:        backend.ErrBusy,
-	unix.ELOOP:        backend.ErrInvalid,
-	unix.EINVAL:       backend.ErrUnsupported,
-	unix.ENAMETOOLONG: backend.ErrTooLong,
-	unix.EOPNOTSUPP:   backend.ErrUnsupported,
-	unix.ENXIO:        backend.ErrNoDevice,
-	unix.ENODEV:       backend.ErrNoDevice,
-	unix.ENOMEDIUM:    backend.ErrNoDevice,
-	unix.ETIMEDOUT:    backend.ErrTimeout,
+var words = syserr.Words{
+	Sentinels: map[unix.Errno]error{
+		unix.EINVAL:    backend.ErrUnsupported, // the device cannot be read past the page cache
+		unix.ENOMEDIUM: backend.ErrNoDevice,
+	},
+	Hints: map[unix.Errno]string{
+		unix.ENOENT:    "check the path in the domain's configuration, or attach the device",
+		unix.EACCES:    "run domfs as root, or allow its user to read it",
+		unix.EPERM:     "run domfs as root",
+		unix.ENXIO:     "attach the device",
+		unix.ENODEV:    "attach the device",
+		unix.ENOMEDIUM: "insert a medium",
+	},
 }
 
-// hints says what to do, where the errno alone does not.
-var hints = map[unix.Errno]string{
-	unix.ENOENT:    "check the path in the domain's configuration, or attach the device",
-	unix.EACCES:    "run domfs as root, or allow its user to read it",
-	unix.EPERM:     "run domfs as root",
-	unix.ENXIO:     "attach the device",
-	unix.ENODEV:    "attach the device",
-	unix.ENOMEDIUM: "insert a medium",
-}
-
-// failed is the error of op on path: a sentence that wraps one of backend's sentinels.
-func failed(op, path string, err error) error {
-	var errno unix.Errno
-	if !errors.As(err, &errno) {
-		if errors.Is(err, fs.ErrClosed) {
-			return backend.Because(backend.ErrStale, "%s %s: it was closed", op, path)
-		}
-		return fmt.Errorf("%s %s: %w", op, path, err)
-	}
-	sentinel := sentinels[errno]
-	if sentinel == nil {
-		sentinel = backend.ErrIO
-	}
-	text := reason(sentinel, errno)
-	if hint := hints[errno]; hint != "" {
-		text += ": " + hint
-	}
-	return backend.Because(sentinel, "%s %s: %s", op, path, text)
-}
-
-// reason words a failure: by its sentinel and its errno, but by one alone where that says
-// all of it.
-func reason(sentinel error, errno unix.Errno) string {
-	kind, text := sentinel.Error(), errno.Error()
-	switch {
-	case strings.Contains(text, kind):
-		return text
-	case errno == unix.ENOENT || errno == unix.EEXIST || errno == unix.EBUSY:
-		return kind // the same in other words
-	}
-	return kind + " (" + text + ")"
-}
+// failed is the error of op on path.
+func failed(op, path string, err error) error { return words.Failed(op, path, err) }
