@@ -24,19 +24,19 @@ func TestDisk_MeansWhatTheManualSays(t *testing.T) {
 
 	for spec, want := range map[string]backend.Disk{
 		// The manual's equivalent ones.
-		"/dev/vg/guest-volume,,hda":                                              lv,
-		"/dev/vg/guest-volume,raw,hda,rw":                                        lv,
-		"format=raw, vdev=hda, access=rw, target=/dev/vg/guest-volume":           lv,
-		"raw:/dev/vg/guest-volume,hda,w":                                         lv,
+		"/dev/vg/guest-volume,,hda":                                             lv,
+		"/dev/vg/guest-volume,raw,hda,rw":                                       lv,
+		"format=raw, vdev=hda, access=rw, target=/dev/vg/guest-volume":          lv,
+		"raw:/dev/vg/guest-volume,hda,w":                                        lv,
 		"/srv/image.iso,,hdc,cdrom":                                             iso,
 		"/srv/image.iso,,hdc,,cdrom":                                            iso,
 		"/srv/image.iso,raw,hdc,devtype=cdrom":                                  iso,
 		"format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/srv/image.iso": iso,
 		"raw:/srv/image.iso,hdc:cdrom,ro":                                       iso,
-		",hdc:cdrom,r":                                                           empty,
-		",,hdc,cdrom":                                                            empty,
-		"vdev=hdc,cdrom":                                                         empty,
-		"devtype=cdrom,vdev=hdc,target=":                                         empty,
+		",hdc:cdrom,r":                                                          empty,
+		",,hdc,cdrom":                                                           empty,
+		"vdev=hdc,cdrom":                                                        empty,
+		"devtype=cdrom,vdev=hdc,target=":                                        empty,
 		// Relative targets: beside the file, or in /dev.
 		"a.img,raw,xvda":                               disk("xvda", "/srv/xen/a.img"),
 		"../img/a.img,raw,xvda":                        disk("xvda", "/srv/img/a.img"),
