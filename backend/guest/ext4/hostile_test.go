@@ -145,7 +145,9 @@ func TestFS_SurvivesChangedMetadata(t *testing.T) {
 				}
 			}
 			t.Logf("%d of %d changes were errors", failed, v.times)
-			if failed < v.times/10 {
+			// Without checksums most changes are of bytes that nobody looks at, and how many are differs from
+			// image to image (UUID, hash seed, times): a few must be, or nothing was walked.
+			if failed < v.times/25 {
 				t.Errorf("only %d of %d changes were errors", failed, v.times)
 			}
 		})
