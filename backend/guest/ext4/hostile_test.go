@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,7 +41,10 @@ func smallImage(t testing.TB, args ...string) []byte {
 	must(t, unix.Lsetxattr(filepath.Join(source, "fragmented"), "user.two", content(1, 400), 0))
 	must(t, unix.Lsetxattr(filepath.Join(source, "dir"), "user.three", content(1, 10), 0))
 	testneed.Tools(t, "mke2fs", "e2fsck")
-	path := mkfs(t, 4, false, append([]string{"-t", "ext4", "-b", "1024", "-N", "128", "-O", "^has_journal,^resize_inode", "-d", source}, args...)...)
+	// The same identity each time: what a change hits should not depend on it.
+	const uuid = "5eed5eed-0000-4000-8000-000000000001"
+	path := mkfs(t, 4, false, append([]string{"-t", "ext4", "-b", "1024", "-N", "128", "-U", uuid, "-E", "hash_seed=" + uuid,
+		"-O", "^has_journal,^resize_inode", "-d", source}, args...)...)
 	command(t, "e2fsck", "-fyD", path)
 	b, err := os.ReadFile(path)
 	must(t, err)
@@ -103,7 +107,9 @@ func metadataBlocks(t testing.TB, image []byte) []int {
 			blocks = append(blocks, int(key.block)+i)
 		}
 	}
-	return append(blocks, 1)
+	blocks = append(blocks, 1)
+	slices.Sort(blocks) // the cache is a map: a seed would choose other blocks each time
+	return blocks
 }
 
 func TestFS_SurvivesChangedMetadata(t *testing.T) {
@@ -113,7 +119,7 @@ func TestFS_SurvivesChangedMetadata(t *testing.T) {
 		times int
 	}{
 		{"extents", []string{"-O", "^metadata_csum"}, 300},
-		{"indirect", []string{"-O", "^metadata_csum,^extents,^64bit"}, 100},
+		{"indirect", []string{"-O", "^metadata_csum,^extents,^64bit"}, 300},
 		{"checksums", nil, 100},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -145,9 +151,7 @@ func TestFS_SurvivesChangedMetadata(t *testing.T) {
 				}
 			}
 			t.Logf("%d of %d changes were errors", failed, v.times)
-			// Without checksums most changes are of bytes that nobody looks at, and how many are differs from
-			// image to image (UUID, hash seed, times): a few must be, or nothing was walked.
-			if failed < v.times/25 {
+			if failed < v.times/10 {
 				t.Errorf("only %d of %d changes were errors", failed, v.times)
 			}
 		})
