@@ -7,7 +7,7 @@
 //
 // The layers, from below:
 //
-//	source.go    the one way to the device; what a journal replay lays over it goes here
+//	source.go    the one way to the device, and overlay.go what recovery lays over it
 //	cache.go     metadata blocks by number, least recently used, with a cap in bytes
 //	super.go     superblock, feature.go its features, group.go group descriptors
 //	inode.go     an inode as stat(2) shows it

@@ -31,6 +31,7 @@ type FS struct {
 	dev      backend.Device
 	sb       *super
 	cache    *cache
+	over     overlay
 	runs     seenRuns
 	warnings []string
 

@@ -13,9 +13,20 @@ func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), backend.ErrCorrupt)
 }
 
-// readAt fills p with the filesystem's bytes at off. Metadata and content, everything
-// but the superblock is read through here, in block numbers of the filesystem.
+// readAt fills p with the filesystem's bytes at off: the device's, under what the journal
+// holds. Metadata and content, everything but the superblock is read through here.
 func (fs *FS) readAt(p []byte, off int64) error {
+	if err := fs.readDevice(p, off); err != nil {
+		return err
+	}
+	if fs.over.empty() {
+		return nil
+	}
+	return fs.patch(p, off)
+}
+
+// readDevice fills p with the device's bytes at off.
+func (fs *FS) readDevice(p []byte, off int64) error {
 	if size := fs.dev.Size(); off < 0 || off > size || int64(len(p)) > size-off {
 		return corrupt("block %d lies past the end of the device, which has %d bytes of the filesystem's %d: the image is cut short",
 			off>>fs.sb.blockBits, size, int64(fs.sb.blocks)<<fs.sb.blockBits)
@@ -36,7 +47,13 @@ func (fs *FS) locate(off, length int64) (backend.Location, bool) {
 	if !ok || off < 0 || off >= fs.dev.Size() {
 		return backend.Location{}, false
 	}
-	return l.Locate(off, min(length, fs.dev.Size()-off))
+	length = min(length, fs.dev.Size()-off)
+	if !fs.over.empty() && length > 0 {
+		if off, length, ok = fs.unpatched(off, length); !ok {
+			return backend.Location{}, false
+		}
+	}
+	return l.Locate(off, length)
 }
 
 // blocks returns n blocks of metadata, from the cache where they are in it. What it
