@@ -8,7 +8,7 @@ import (
 // Device is bytes to read: a volume, a partition, a guest's logical volume. It is
 // safe for concurrent use. ReadAt past the end is (n, io.EOF), as for a file.
 //
-// Optional: Locator, Sparse.
+// Optional: Locator, Sparse, Warner.
 type Device interface {
 	io.ReaderAt
 	Size() int64 // bytes
@@ -29,6 +29,12 @@ type Locator interface {
 	// where they lie nowhere (a hole, compressed, not within one descriptor). The
 	// descriptor is valid until the Device is closed.
 	Locate(off, length int64) (loc Location, ok bool)
+}
+
+// Warner is a Device that knows of faults which do not keep it from being read.
+type Warner interface {
+	// Warnings are sentences, few of them.
+	Warnings() []string
 }
 
 // Sparse is a Device (or a File) that knows where its holes are.

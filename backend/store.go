@@ -98,7 +98,7 @@ type SnapshotMeta struct {
 // Snapshot is one volume of a snapshot set.
 type Snapshot struct {
 	SnapshotMeta
-	Volume    Volume
+	Volume    Volume // its Err says why State is invalid, where the store knows
 	Origin    string // ID of the volume that it is a snapshot of
 	UsedBytes int64  // space held by the snapshot itself
 }

@@ -83,6 +83,13 @@ func (v *Volume) Running() bool { return v.disk.from.running }
 // the bytes.
 func (v *Volume) Generation() uint64 { return v.disk.from.volume.Generation }
 
+// IsRaw tells whether the bytes lie in the disk's own file or device as the guest sees them. Elsewhere
+// their places change as the guest writes.
+func (v *Volume) IsRaw() bool {
+	format := v.disk.from.volume.Format
+	return format == "" || format == "raw"
+}
+
 // Device is the bytes.
 func (v *Volume) Device() backend.Device { return v.dev }
 

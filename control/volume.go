@@ -130,7 +130,7 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 			disk: fmt.Sprintf("disk %s in snapshot %s of %s", ref.VDev, s.Name, d.Name)}
 		switch {
 		case k.State == backend.SnapshotInvalid:
-			return fmt.Errorf("%s is invalid: its copy-on-write space has filled up: %w", o.disk, backend.ErrIO)
+			return backend.Because(backend.ErrIO, "%s is invalid: %s", o.disk, invalidity(k))
 		case k.State == backend.SnapshotFilling:
 			if err := h.waitFilled(ctx, ref.SetID, o.disk); err != nil {
 				return err
@@ -141,6 +141,15 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 		}
 		return nil
 	}
+}
+
+// invalidity is why a snapshot has become invalid: what its store says, or else what happens to one that
+// is kept by copying on write.
+func invalidity(k *backend.Snapshot) string {
+	if k.Volume.Err != nil {
+		return k.Volume.Err.Error()
+	}
+	return "its copy-on-write space has filled up"
 }
 
 // fillPoll is how often it is looked whether a copy that another daemon makes has ended.

@@ -427,7 +427,18 @@ func TestVolume_OfAnInvalidSnapshotIsAnError(t *testing.T) {
 	}
 	v.Release()
 	_, err := b.Volume(t.Context(), VolumeRef{SetID: id, VDev: "xvda"})
-	b.mustFail(err, backend.ErrIO, "invalid")
+	b.mustFail(err, backend.ErrIO, "invalid", "copy-on-write space")
+	// Where the store knows why, that is what is said; it is recorded even where something is missing.
+	b.fake.Store.InvalidateFor(id, "xvda", fmt.Errorf("its backing file base.img is gone: %w", backend.ErrNotExist))
+	b.invalidate()
+	_, err = b.Volume(t.Context(), VolumeRef{SetID: id, VDev: "xvda"})
+	b.mustFail(err, backend.ErrIO, "invalid", "base.img")
+	if strings.Contains(err.Error(), "copy-on-write") || errors.Is(err, backend.ErrNotExist) {
+		t.Errorf("the error is %v", err)
+	}
+	if last := string(b.LastErrors("web01")); !strings.Contains(last, "base.img is gone") {
+		t.Errorf("last_error is %q", last)
+	}
 	b.must(b.Remove(t.Context(), "web01", "s"))
 }
 

@@ -135,6 +135,9 @@ func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, 
 	d.whole = &Volume{disk: d, ref: whole, dev: dev}
 	d.volumes[""] = d.whole
 	c.h.stats.add("volume_opens", 1)
+	if w, ok := dev.(backend.Warner); ok {
+		d.whole.warn("open", w.Warnings())
+	}
 
 	c.mu.Lock()
 	c.open++

@@ -287,7 +287,7 @@ func (f *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.L
 	if h == nil || h.data == nil {
 		return fuse.EINVAL
 	}
-	off, err := h.data.seek(int64(in.Offset), in.Whence)
+	off, err := h.data.seek(f.newCall(cancel), int64(in.Offset), in.Whence)
 	if err != nil {
 		return f.status("lseek", err)
 	}

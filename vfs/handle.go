@@ -92,6 +92,32 @@ type dataHandle struct {
 	slot    *slot  // of a guest's file
 	owner   string // of raw: the domain to whose last_error failures go
 	backing *node  // whose passthrough this handle uses
+
+	// follows tells that vol is to be opened anew when it has changed, for where the bytes lie has changed
+	// too: a live disk that is not raw. vol and data are then guarded by mu.
+	follows bool
+	mu      sync.Mutex
+}
+
+// view is what can be read now, until done is called.
+func (d *dataHandle) view(c *call) (data backend.File, done func(), err error) {
+	if !d.follows {
+		return d.data, func() {}, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.vol.Acquire() {
+		v, err := c.fs.host.Volume(c.ctx, d.vol.Ref())
+		if err != nil {
+			return nil, nil, err
+		}
+		d.vol.Release()
+		d.vol, d.data = v, v.Device()
+		if !v.Acquire() {
+			return nil, nil, c.fs.host.Failed(d.owner, "read", fmt.Errorf("%s changes faster than it can be opened: %w", v, backend.ErrBusy))
+		}
+	}
+	return d.data, d.vol.Release, nil
 }
 
 func (d *dataHandle) release() {
@@ -103,7 +129,12 @@ func (d *dataHandle) release() {
 
 // read answers by splicing where the bytes lie in one run of a host file.
 func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, error) {
-	if off >= d.data.Size() || len(buf) == 0 {
+	data, done, err := d.view(c)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if off >= data.Size() || len(buf) == 0 {
 		return fuse.ReadResultData(nil), nil
 	}
 	if d.slot != nil && !d.slot.frozen() {
@@ -113,13 +144,13 @@ func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, erro
 		}
 		defer d.vol.Release()
 	}
-	want := min(int64(len(buf)), d.data.Size()-off)
-	if l, ok := d.data.(backend.Locator); ok && want >= spliceMin {
+	want := min(int64(len(buf)), data.Size()-off)
+	if l, ok := data.(backend.Locator); ok && want >= spliceMin && !d.follows {
 		if loc, ok := l.Locate(off, want); ok && loc.Length >= want && reaches(loc, want) {
 			return fuse.ReadResultFd(loc.FD, loc.Offset, int(want)), nil
 		}
 	}
-	n, err := d.data.ReadAt(buf[:want], off)
+	n, err := data.ReadAt(buf[:want], off)
 	if n == int(want) {
 		return fuse.ReadResultData(buf[:n]), nil
 	}
@@ -146,12 +177,17 @@ func reaches(loc backend.Location, want int64) bool {
 // spliceMin is the size in bytes below which copying is cheaper than splicing.
 const spliceMin = 16 << 10
 
-func (d *dataHandle) seek(off int64, whence uint32) (int64, error) {
+func (d *dataHandle) seek(c *call, off int64, whence uint32) (int64, error) {
+	data, done, err := d.view(c)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	switch whence {
 	case unix.SEEK_DATA:
-		return backend.NextData(d.data, off)
+		return backend.NextData(data, off)
 	case unix.SEEK_HOLE:
-		return backend.NextHole(d.data, off)
+		return backend.NextHole(data, off)
 	}
 	return 0, backend.ErrInvalid
 }

@@ -33,7 +33,7 @@ func (f *fileSystem) passThrough(n *node, v *control.Volume, h *handle, out *fus
 	if b.opened > 1 && b.id == 0 {
 		return false, nil
 	}
-	loc, st, ok := wholeFile(v.Device())
+	loc, st, ok := wholeFile(v)
 	if b.id != 0 {
 		if !ok || st.Dev != b.dev || st.Ino != b.ino {
 			return false, fmt.Errorf("disk %s is open elsewhere as the image that was there before: close that first: %w", n.at.vdev, backend.ErrBusy)
@@ -71,11 +71,13 @@ func (f *fileSystem) releaseBacking(d *dataHandle) {
 	}
 }
 
-// wholeFile finds the regular file with exactly a device's bytes.
-func wholeFile(d backend.Device) (backend.Location, unix.Stat_t, bool) {
+// wholeFile finds the regular file with exactly a volume's bytes. For an image in a format there is none, though
+// all that it has so far may lie in one file: in a raw one behind it.
+func wholeFile(v *control.Volume) (backend.Location, unix.Stat_t, bool) {
 	var st unix.Stat_t
+	d := v.Device()
 	l, ok := d.(backend.Locator)
-	if !ok {
+	if !ok || !v.IsRaw() {
 		return backend.Location{}, st, false
 	}
 	loc, ok := l.Locate(0, d.Size())

@@ -9,7 +9,9 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"domfs/backend"
 
@@ -159,4 +161,69 @@ func TestRaw_IsByteEqualHoweverItIsRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// changingStore is an allStore whose file may be another one the next time.
+type changingStore struct {
+	fullStore
+	path *atomic.Pointer[string]
+}
+
+func (s changingStore) Open(ctx context.Context, v backend.Volume) (backend.Device, error) {
+	return allStore{s.fullStore, *s.path.Load()}.Open(ctx, v)
+}
+
+// The bytes of an image in a format may all lie in one file, that behind it, until the guest writes.
+func TestRaw_OfAnImageInAFormatFollowsItsChanges(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, b byte) string {
+		if err := os.WriteFile(dir+"/"+name, bytes.Repeat([]byte{b}, MiB), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return dir + "/" + name
+	}
+	before, after := write("before", 'b'), write("after", 'a')
+	path := new(atomic.Pointer[string])
+	path.Store(&before)
+	r := newRigWith(t, rigOptions{store: func(s backend.Store) backend.Store {
+		return changingStore{s.(fullStore), path}
+	}})
+	r.Store.AddVolume("/images/web01-xvda", make([]byte, MiB))
+	r.Hypervisor.Change("web01", func(d *backend.Domain) { d.Disks[0].Format = "qcow2" })
+	within(t, time.Second, "the format is known", func() bool {
+		return strings.TrimSpace(r.read("xenstore/web01/disks/xvda/format")) == "qcow2"
+	})
+	f, err := os.Open(r.path("xenstore/web01/disks/xvda/raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	first := func() byte {
+		t.Helper()
+		got := make([]byte, MiB)
+		if _, err := f.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		return got[0]
+	}
+	if got := first(); got != 'b' {
+		t.Fatalf("read %q", got)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range 4 { // others read, and look for holes, while it changes
+		wg.Go(func() {
+			for range 200 {
+				if _, err := f.ReadAt(make([]byte, 70_000), 5); err != nil {
+					t.Error(err)
+				}
+				if n, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE); n != MiB || err != nil {
+					t.Errorf("SEEK_HOLE = %d, %v", n, err)
+				}
+			}
+		})
+	}
+	path.Store(&after)
+	r.Store.Write("/images/web01-xvda", 0, []byte("changed"))
+	within(t, 2*time.Second, "what was open before the change shows it", func() bool { return first() == 'a' })
 }

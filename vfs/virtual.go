@@ -231,7 +231,7 @@ func (f *fileSystem) openRaw(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOu
 	if err != nil {
 		return err
 	}
-	h := &handle{data: &dataHandle{vol: v, data: v.Device(), owner: c.owner(n.at)}}
+	h := &handle{data: &dataHandle{vol: v, data: v.Device(), owner: c.owner(n.at), follows: !v.Frozen() && !v.IsRaw()}}
 	if err := f.openSets.add(n.at.setID, h, in.Pid); err != nil {
 		v.Release()
 		return err

@@ -3,6 +3,7 @@ package all
 
 import (
 	"domfs/backend"
+	"domfs/backend/format/qcow2"
 	"domfs/backend/guest/blkid"
 	"domfs/backend/guest/ext4"
 	"domfs/backend/guest/part"
@@ -16,7 +17,7 @@ import (
 // Options are what the drivers are told at the start.
 type Options struct {
 	XLConfig  []string // xl's configuration files, and folders of them; none: xl's own places
-	ImageDirs []string // folders of image files to show as stores beside those that disks lie in
+	ImageDirs []string // folders of image files to show as stores beside those that disks lie in, and to follow backing files in
 	Log       *zap.Logger
 }
 
@@ -31,12 +32,19 @@ func Hypervisors(o Options) []backend.Hypervisor {
 	}
 }
 
+// Formats are the readers of volumes that are not raw.
+func Formats() []backend.Format {
+	return []backend.Format{
+		qcow2.New(),
+	}
+}
+
 // Stores are the places where volumes live, in the order in which they are asked whose
 // a disk is.
 func Stores(o Options) []backend.Store {
 	return []backend.Store{
-		image.New(o.ImageDirs, o.Log),
-		phy.New(o.Log),
+		image.New(o.ImageDirs, Formats(), o.Log),
+		phy.New(Formats(), o.Log),
 	}
 }
 

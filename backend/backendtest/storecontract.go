@@ -4,6 +4,7 @@ package backendtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -146,8 +147,9 @@ func testOrder(t *testing.T, s *storeTest) {
 	}
 	volumes = volumes[len(s.Foreign):]
 	want := s.volume(t)
-	if want.Store != s.store.Name() || want.ID == "" || want.Driver == "" || want.Format != "raw" || want.SizeBytes != s.SizeBytes || want.Holder != "" || want.Err != nil {
-		t.Errorf("Volumes = %+v, want a raw volume of %d bytes", want, s.SizeBytes)
+	format := cmp.Or(s.Disk.Format, "raw")
+	if want.Store != s.store.Name() || want.ID == "" || want.Driver == "" || want.Format != format || want.SizeBytes != s.SizeBytes || want.Holder != "" || want.Err != nil {
+		t.Errorf("Volumes = %+v, want a %s volume of %d bytes", want, format, s.SizeBytes)
 	}
 	if volumes[0] != want || volumes[2] != want || volumes[1].ID == want.ID {
 		t.Errorf("Volumes = %+v, want %+v first and last", volumes, want)

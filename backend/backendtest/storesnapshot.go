@@ -174,7 +174,7 @@ func testSnapshotListed(t *testing.T, s *storeTest) {
 	if !reflect.DeepEqual(got.SnapshotMeta, want) {
 		t.Errorf("meta is %+v, want %+v", got.SnapshotMeta, want)
 	}
-	if got.Origin != req.Origin.ID || got.Volume.ID != snap.Volume.ID || got.Volume.SizeBytes != s.SizeBytes || got.UsedBytes < 0 {
+	if got.Origin != req.Origin.ID || got.Volume.ID != snap.Volume.ID || got.Volume.SizeBytes != s.SizeBytes || got.Volume.Format != req.Origin.Format || got.UsedBytes < 0 {
 		t.Errorf("listed as %+v, made as %+v", got, snap)
 	}
 }

@@ -124,12 +124,15 @@ func (s *Store) SetCopies(on bool) {
 }
 
 // Invalidate makes a snapshot invalid, as a full one is.
-func (s *Store) Invalidate(setID, vdev string) {
+func (s *Store) Invalidate(setID, vdev string) { s.InvalidateFor(setID, vdev, nil) }
+
+// InvalidateFor makes a snapshot invalid for a reason that its store tells, nil: it tells none.
+func (s *Store) InvalidateFor(setID, vdev string, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.snapshots {
 		if v.snap.Set == setID && v.snap.Disk.VDev == vdev {
-			v.snap.State = backend.SnapshotInvalid
+			v.snap.State, v.err = backend.SnapshotInvalid, why
 		}
 	}
 }

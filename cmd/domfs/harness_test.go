@@ -92,7 +92,7 @@ var makeSample = sync.OnceValue(func() error {
 // sampleHost is a copy of the demonstration's host, without its programs.
 func sampleHost(t testing.TB) *host {
 	t.Helper()
-	testneed.Tools(t, "mke2fs", "sfdisk", "mkfs.vfat", "mcopy", "mkswap", "setfattr", "setfacl")
+	testneed.Tools(t, "mke2fs", "sfdisk", "mkfs.vfat", "mcopy", "mkswap", "setfattr", "setfacl", "qemu-img")
 	h := emptyHost(t)
 	if err := makeSample(); err != nil {
 		t.Fatal(err)
@@ -362,7 +362,7 @@ func (h *host) litter() []string {
 			return err
 		}
 		name, _ := filepath.Rel(h.images, path)
-		if !d.IsDir() && (strings.HasPrefix(name, ".domfs/") || filepath.Ext(name) != ".img") {
+		if !d.IsDir() && (strings.HasPrefix(name, ".domfs/") || filepath.Ext(name) != ".img" && filepath.Ext(name) != ".qcow2") {
 			found = append(found, name)
 		}
 		return nil

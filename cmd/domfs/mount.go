@@ -30,7 +30,7 @@ const endGrace = 10 * time.Second
 type mountCommand struct {
 	*program
 	XLConfig   []string `long:"xl-config" value-name:"DIR|FILE" description:"an xl domain configuration, or a directory of them; repeatable (default: /etc/xen/*.cfg and /etc/xen/auto)"`
-	ImageDir   []string `long:"image-dir" value-name:"DIR" description:"a directory of disk images to show as a store though no disk lies in it; repeatable"`
+	ImageDir   []string `long:"image-dir" value-name:"DIR" description:"a directory of disk images to show as a store though no disk lies in it, and in which backing files are followed; repeatable"`
 	AllowOther bool     `long:"allow-other" description:"let other users in, as far as the modes of the files let them"`
 	Group      string   `long:"group" value-name:"NAME|GID" default:"0" description:"the group that may enter the domains' directories"`
 	Daemon     bool     `long:"daemon" description:"serve in the background; return once the mount is there"`

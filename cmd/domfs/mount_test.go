@@ -19,14 +19,17 @@ import (
 func TestMainJob_IsDoneAsTheReadmeSays(t *testing.T) {
 	h := sampleHost(t)
 	m := h.mount()
-	if want := fmt.Sprintf("domfs: mounted on %s, 3 domains\n", h.mnt); m.line != want {
+	if want := fmt.Sprintf("domfs: mounted on %s, 4 domains\n", h.mnt); m.line != want {
 		t.Errorf("it said %q, want %q", m.line, want)
 	}
-	if got := m.names("xenstore"); !slices.Equal(got, []string{"db01", "mail01", "web01"}) {
+	if got := m.names("xenstore"); !slices.Equal(got, []string{"db01", "mail01", "shop01", "web01"}) {
 		t.Errorf("domains: %q", got)
 	}
 	if got := m.read("xenstore/web01/disks/xvda/p2/files/etc/hostname"); got != "web01" {
 		t.Errorf("the guest's hostname is %q", got)
+	}
+	if got := m.read("xenstore/shop01/disks/vda/p1/files/etc/hostname"); got != "shop01" {
+		t.Errorf("the hostname of the guest on qcow2 is %q", got)
 	}
 	before := m.descriptors()
 

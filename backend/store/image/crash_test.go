@@ -26,7 +26,7 @@ const (
 // changeHelper makes every change that the store knows, one after the other.
 func changeHelper(args []string) error {
 	path := args[0]
-	s := New([]string{filepath.Dir(path)}, nil)
+	s := New([]string{filepath.Dir(path)}, nil, nil)
 	first, err := active(s, path, "first", backend.SnapshotMeta{})
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func checkAfterCrash(t *testing.T, path, fault string) {
 	folder := filepath.Dir(path)
 	want := filepath.Join(t.TempDir(), "want")
 	sparseImage(t, want, crashSize, 0, 1<<20, 2<<20)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	if err := s.Repair(bg); err != nil {
 		t.Errorf("%s: Repair: %v", fault, err)
 	}

@@ -1,5 +1,21 @@
-// Package image is the store of raw image files: a disk whose source is a regular
-// file outside of /dev. Images in other formats are recognised and refused.
+// Package image is the store of image files: a disk whose source is a regular
+// file outside of /dev, raw or in one of the formats that New is given (qcow2).
+//
+// # Formats
+//
+// The format is what the disk's configuration says, and of a backing file what the image above it
+// records: never what a file begins with, for a guest writes what its raw disk begins with. A name in a header is as
+// untrusted (CVE-2010-3851): openBeneath walks it from the descriptor of a folder that the admin named,
+// component by component, and follows links by hand. Whatever is put in the way meanwhile, nothing
+// outside of those folders is opened or looked at. Only regular files are followed, at most maxChain of them.
+//
+// Volume.Generation and ModTime are of all files of such a chain. While somebody writes to a backing
+// file its writer is the volume's Holder: the bytes change, so the domain counts as running.
+//
+// An image grows by qemu-img resize, which knows how to write what only it and QEMU write. It opens whatever
+// headers and paths name; so it is given the files of the chain, which have been
+// opened by the rules above, as descriptors of this process (/proc/PID/fd/N), and told that
+// there are no others.
 //
 // # Snapshots
 //
@@ -24,6 +40,19 @@
 // Btrfs unshares an extent as a whole. Each copy is looked at every few seconds, and for a
 // short time in one listing, which may be too little for a host with thousands: one that
 // was not looked at yet counts with all its blocks, as it does where FIEMAP is not known.
+//
+// An image in a format is copied or cloned as a file, like a raw one. What else there is:
+//
+//   - An internal snapshot writes to the origin, QEMU must not have it open meanwhile, its clusters
+//     stay in the image that the guest fills, and removing it writes to the origin again.
+//   - An overlay on the origin would be the guest's new disk: the domain's configuration has to change,
+//     and to remove the snapshot is to copy one into the other.
+//
+// A clone changes neither the origin nor the configuration, and works while the domain runs: of one instant it has
+// what a power cut would have left, and qcow2's order of writing makes that an image that is whole.
+// What lies behind the image is not copied: a template stays as it is as long as there are images on it. The
+// manifest records each such file (path, inode, size, mtime; record.go), and one that differs later makes the
+// snapshot invalid, for as long as it does. Names in a copy that are relative begin at the folder of its origin.
 //
 // The order of steps: the image is made under a temporary name (".VDEV.img.tmp"),
 // synchronised and renamed; then the manifest likewise. A crash leaves a snapshot in

@@ -37,7 +37,9 @@ type guardedImage struct {
 	seen    fileVersion // when the guard began
 	reflink bool        // its filesystem can FICLONE
 	kept    keeping
-	writer  string // who writes to it, where kept is unkept
+	writer  string         // who writes to it, where kept is unkept
+	format  backend.Format // nil: raw
+	backing []recordedFile // the files behind it when the guard began
 }
 
 // keeping is how an image is kept unwritten.
@@ -75,7 +77,7 @@ func (s *Store) Prepare(ctx context.Context, reqs []backend.SnapshotRequest, run
 // add checks and guards the image of one request, and says how many bytes of it are to be copied.
 func (g *guard) add(req backend.SnapshotRequest) (copied int64, err error) {
 	v := req.Origin
-	if err := checkRequest(req); err != nil {
+	if err := g.s.checkRequest(req); err != nil {
 		return 0, err
 	}
 	image := g.origins[v.ID]
@@ -84,6 +86,12 @@ func (g *guard) add(req backend.SnapshotRequest) (copied int64, err error) {
 			return 0, err
 		}
 		g.origins[v.ID] = image
+		if image.format, err = g.s.formatOf(v.Format); err != nil {
+			return 0, err
+		}
+		if err := g.s.guardBacking(image); err != nil {
+			return 0, err
+		}
 	}
 	if image.reflink {
 		return 0, nil
@@ -99,15 +107,15 @@ func (g *guard) add(req backend.SnapshotRequest) (copied int64, err error) {
 }
 
 // checkRequest refuses what cannot be snapshotted whatever the host does.
-func checkRequest(req backend.SnapshotRequest) error {
+func (s *Store) checkRequest(req backend.SnapshotRequest) error {
 	v := req.Origin
 	switch {
 	case v.Store != storeName:
 		return backend.Because(backend.ErrInvalid, "snapshot %s: it belongs to the store %q", v.ID, v.Store)
 	case v.Err != nil:
 		return fmt.Errorf("snapshot %s: %w", v.ID, v.Err)
-	case v.Format != formatRaw:
-		return backend.Because(backend.ErrUnsupported, "snapshot %s: only raw images can be snapshotted, and this is %s", v.ID, v.Format)
+	case v.Format != req.Meta.Disk.Format && (v.Format != formatRaw || req.Meta.Disk.Format != ""):
+		return backend.Because(backend.ErrInvalid, "snapshot %s: it is %s, and its disk is %s", v.ID, v.Format, req.Meta.Disk.Format)
 	case filepath.Base(filepath.Dir(filepath.Dir(v.ID))) == hiddenName:
 		return backend.Because(backend.ErrUnsupported, "snapshot %s: it is a snapshot itself", v.ID)
 	case !validName(req.Meta.Disk.VDev):
@@ -115,8 +123,45 @@ func checkRequest(req backend.SnapshotRequest) error {
 	case !validName(req.Meta.Set):
 		return backend.Because(backend.ErrInvalid, "snapshot %s: %q cannot identify a snapshot set", v.ID, req.Meta.Set)
 	}
+	if _, err := s.formatOf(v.Format); err != nil {
+		return fmt.Errorf("snapshot %s: %w", v.ID, err)
+	}
 	if err := newManifest(pending(req.Meta), v.ID, 0).check(req.Meta.Set, req.Meta.Disk.VDev); err != nil {
 		return backend.Because(backend.ErrInvalid, "snapshot %s: %v", v.ID, err)
+	}
+	return nil
+}
+
+// guardBacking looks at the files behind an image. They are not kept unwritten: whoever writes to a file that images are
+// based on damages those images. But one who does already is told of.
+func (s *Store) guardBacking(image *guardedImage) error {
+	if image.format == nil {
+		return nil
+	}
+	st, err := statFile(image.f, image.path)
+	if err != nil {
+		return err
+	}
+	c, err := s.openChain(chainFile{f: image.f, st: st, path: image.path, folder: filepath.Dir(image.path), format: image.format})
+	if err != nil {
+		return err
+	}
+	defer c.closeBacking()
+	if err := s.refuseBackingWriter(c); err != nil {
+		return fmt.Errorf("snapshot %s: %w", image.path, err)
+	}
+	image.backing = c.record()
+	return nil
+}
+
+// refuseBackingWriter says who writes to a file behind an image.
+func (s *Store) refuseBackingWriter(c chain) error {
+	h := s.newHolderQuery()
+	for i := range c[1:] {
+		h.ask(1+i, c[1+i].f, c[1+i].st)
+	}
+	for i, name := range h.answer() {
+		return backend.Because(backend.ErrBusy, "its backing file %s is being written by %s", c[i].path, name)
 	}
 	return nil
 }
@@ -305,6 +350,12 @@ func (g *guard) Broken() error {
 	for _, image := range g.origins {
 		if err := image.broken(); err != nil {
 			return err
+		}
+		if len(image.backing) == 0 {
+			continue
+		}
+		if err := g.s.newRecordCheck().check(image.backing); err != nil {
+			return backend.Because(backend.ErrBusy, "%s: %v, so that its snapshot cannot be completed", image.path, err)
 		}
 	}
 	return nil

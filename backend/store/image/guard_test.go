@@ -132,7 +132,7 @@ func TestFill_EndsWhenAWriterAppears(t *testing.T) {
 				if err := os.WriteFile(path, make([]byte, 6*chunkBytes), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				s := New(nil, nil)
+				s := New(nil, nil, nil)
 				s.noLease = kind == "watch"
 				g, snap := filling(t, s, path, "set1")
 				written := make(chan error, 1)
@@ -181,7 +181,7 @@ func TestFill_EndsWithItsContext(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 4*chunkBytes), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	g, snap := filling(t, s, path, "set1")
 	inner, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -197,10 +197,10 @@ func TestFill_IsDoneByOneDaemonOnly(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 4*chunkBytes), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	g, snap := filling(t, s, path, "set1")
 	ctx := &nthErr{Context: t.Context(), n: 2, f: func() {
-		other := New([]string{folder}, nil)
+		other := New([]string{folder}, nil, nil)
 		if err := other.Remove(t.Context(), snap); !errors.Is(err, backend.ErrBusy) {
 			t.Errorf("another daemon's Remove = %v, want ErrBusy", err)
 		}
@@ -217,7 +217,7 @@ func TestPrepare_RefusesToCopyAnImageInUse(t *testing.T) {
 	folder := mountedExt4(t, 64<<20)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	for _, noLease := range []bool{false, true} {
 		s.noLease = noLease
 		holder := startHelper(t, true, "hold", path)
@@ -254,7 +254,7 @@ func TestPrepare_SeesALoopDeviceAsAWriter(t *testing.T) {
 	sparseImage(t, path, 1<<20, 0)
 	device := strings.TrimSpace(command(t, "losetup", "--find", "--show", path))
 	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
 	g, err := prepare(t, s, req, false)
 	if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), device) {
@@ -266,7 +266,7 @@ func TestSnapshot_ClonesAnImageInUse(t *testing.T) {
 	folder := mountedXFS(t)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	startHelper(t, true, "hold", path)
 	for i, running := range []bool{true, false} {
 		req := requestFor(volumeOf(t, s, path), fmt.Sprint("set", i))
@@ -302,7 +302,7 @@ func TestSnapshot_ClonesAnImageWithoutCopyOnWrite(t *testing.T) {
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
 	command(t, "chattr", "-C", folder)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
 	g, err := prepare(t, s, req, true)
 	if err != nil {
@@ -316,10 +316,10 @@ func TestSnapshot_ClonesAnImageWithoutCopyOnWrite(t *testing.T) {
 func TestResize_WaitsForACopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	v := volumeOf(t, s, path)
 	g, _ := filling(t, s, path, "set1")
-	for _, store := range []*Store{s, New(nil, nil)} {
+	for _, store := range []*Store{s, New(nil, nil, nil)} {
 		if _, err := store.Resize(t.Context(), v, 2<<20); !errors.Is(err, backend.ErrBusy) {
 			t.Errorf("Resize = %v, want ErrBusy", err)
 		}

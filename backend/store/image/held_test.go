@@ -22,7 +22,7 @@ func TestRemove_LeavesASetThatAnotherDaemonMakes(t *testing.T) {
 		paths = append(paths, path)
 	}
 	folders := []string{filepath.Dir(paths[0]), filepath.Dir(paths[1])}
-	s := New(folders, nil)
+	s := New(folders, nil, nil)
 	s.noReflink = true
 	done := mustActive(t, s, paths[0], "set1")   // of one disk nothing is left to do
 	g, queued := filling(t, s, paths[1], "set1") // of the other the copy has not begun
@@ -31,7 +31,7 @@ func TestRemove_LeavesASetThatAnotherDaemonMakes(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	other := New(folders, nil)
+	other := New(folders, nil, nil)
 	removing := func(snap backend.Snapshot) backend.SnapshotMeta {
 		meta := snap.SnapshotMeta
 		meta.State = backend.SnapshotRemoving
@@ -88,7 +88,7 @@ func TestRemove_TakesBackWhatTheSameDaemonMakes(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	g, snap := filling(t, s, path, "set1")
 	meta := snap.SnapshotMeta
 	meta.State = backend.SnapshotRemoving

@@ -45,13 +45,19 @@ type processHolder struct {
 // holderQuery collects files, then finds who uses each: the dear parts are done
 // once for all of them.
 type holderQuery struct {
-	s     *Store
-	files map[int]fileID
-	locks map[fileID]int // who holds a writer's lock: a process id, or -1
+	s       *Store
+	files   map[int]fileID
+	backing map[int][]backingID // the files behind those
+	locks   map[fileID]int      // who holds a writer's lock: a process id, or -1
+}
+
+type backingID struct {
+	fileID
+	path string
 }
 
 func (s *Store) newHolderQuery() *holderQuery {
-	return &holderQuery{s: s, files: map[int]fileID{}, locks: map[fileID]int{}}
+	return &holderQuery{s: s, files: map[int]fileID{}, backing: map[int][]backingID{}, locks: map[fileID]int{}}
 }
 
 // ask asks who uses the open file f, under the number i.
@@ -63,7 +69,23 @@ func (h *holderQuery) ask(i int, f *os.File, st *unix.Stat_t) {
 	}
 }
 
-// answer names the holders by the numbers of their files.
+// askBacking asks who writes to the files behind the image with the number i.
+func (h *holderQuery) askBacking(i int, c chain) {
+	for j := range c[1:] {
+		k := &c[1+j]
+		id := idOf(k.st)
+		h.backing[i] = append(h.backing[i], backingID{id, k.path})
+		if _, asked := h.locks[id]; asked {
+			continue
+		}
+		if pid, locked := qemuWriter(k.f); locked {
+			h.locks[id] = pid
+		}
+	}
+}
+
+// answer names the holders by the numbers of their files. Who writes to a file behind an image
+// has that image in use as well, for its bytes change.
 func (h *holderQuery) answer() map[int]string {
 	if len(h.files) == 0 {
 		return nil
@@ -78,6 +100,13 @@ func (h *holderQuery) answer() map[int]string {
 	for i, id := range h.files {
 		if name := names[id]; name != "" {
 			answer[i] = name
+			continue
+		}
+		for _, k := range h.backing[i] {
+			if name := names[k.fileID]; name != "" {
+				answer[i] = name + ", which writes to its backing file " + k.path
+				break
+			}
 		}
 	}
 	return answer

@@ -71,7 +71,7 @@ func dropOverride(t *testing.T) {
 func TestVolumes_NamesWhoHoldsQEMUsLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	for _, kind := range []string{"ofd", "posix"} {
 		cmd := startHelper(t, true, "lock", kind, path)
 		want := fmt.Sprintf("(pid %d)", cmd.Process.Pid)
@@ -94,7 +94,7 @@ func TestVolumes_NamesWhoHoldsQEMUsLock(t *testing.T) {
 func TestVolumes_FindsTheNextHolderOfALock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	first := startHelper(t, true, "lock", "ofd", path)
 	volumeOf(t, s, path)
 	second := startHelper(t, true, "lock", "ofd", path) // shared locks do not exclude one another
@@ -136,7 +136,7 @@ func qemuIO(t *testing.T, args ...string) *exec.Cmd {
 func TestVolumes_NamesARealQEMU(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	reader := qemuIO(t, "-r", "-f", "raw", path)
 	if v := volumeOf(t, s, path); v.Holder != "" {
 		t.Errorf("Holder = %q of a QEMU that only reads", v.Holder)
@@ -159,7 +159,7 @@ func TestVolumes_NamesAWritableLoopDevice(t *testing.T) {
 	if err := os.Link(path, link); err != nil {
 		t.Fatal(err)
 	}
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	for _, test := range []struct {
 		args []string
 		want bool
@@ -183,7 +183,7 @@ func TestVolumes_NamesAWritableLoopDevice(t *testing.T) {
 
 func BenchmarkVolumes(b *testing.B) {
 	folder := b.TempDir()
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	var disks []string
 	for i := range 40 {
 		path := filepath.Join(folder, strconv.Itoa(i))

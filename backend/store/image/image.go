@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/run"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -34,8 +35,10 @@ const maxFolders = 4096
 type Store struct {
 	log     *zap.Logger
 	folders []string // as configured: absolute, clean
-	sysfs   string   // where sysfs is mounted
-	procfs  string   // where procfs is mounted
+	formats []backend.Format
+	run     *run.Runner
+	sysfs   string // where sysfs is mounted
+	procfs  string // where procfs is mounted
 	// noLease makes guards watch instead of taking leases, as where there are none.
 	noLease bool
 	// noReflink makes snapshots be copied, as where nothing can be cloned.
@@ -63,13 +66,16 @@ type Store struct {
 }
 
 // New makes the store. It looks for snapshots in folders, and in the folders of all
-// images that Volumes is asked for.
-func New(folders []string, log *zap.Logger) *Store {
+// images that Volumes is asked for; for backing files it looks in folders alone. Images are raw or in
+// one of formats.
+func New(folders []string, formats []backend.Format, log *zap.Logger) *Store {
 	if log == nil {
 		log = zap.NewNop()
 	}
 	s := &Store{
 		log:         log,
+		formats:     formats,
+		run:         run.New(log),
 		sysfs:       "/sys",
 		procfs:      "/proc",
 		current:     map[string]bool{},
@@ -177,14 +183,39 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 		v.Err = err
 		return v, true
 	}
-	v.SizeBytes = st.Size
-	v.Generation = versionOf(st).generation()
-	v.ModTime = time.Unix(st.Mtim.Unix())
 	h.ask(i, f, st)
-	if v.Format != formatRaw {
-		v.Err = backend.Because(backend.ErrUnsupported, "%s: %s is not read yet, only raw images are: convert it with qemu-img convert -O raw", path, v.Format)
+	top := chainFile{f: f, st: st, path: v.ID, folder: filepath.Dir(v.ID)}
+	c := chain{top}
+	if top.format, err = s.formatOf(v.Format); err != nil {
+		err = fmt.Errorf("%s: %w: convert it with qemu-img convert -O raw", path, err)
+	} else if c, err = s.openChain(top); err == nil {
+		defer c.closeBacking()
+		err = checkFolder(c, path)
 	}
+	if err != nil {
+		c, v.Err = chain{top}, err
+	}
+	v.SizeBytes = c[0].st.Size
+	if v.Err == nil {
+		v.SizeBytes = c.sizeBytes()
+		h.askBacking(i, c)
+	}
+	v.Generation, v.ModTime = c.generation(), c.modTime()
 	return v, true
+}
+
+// checkFolder refuses an image that a symbolic link from another folder leads to, if it has a backing file
+// by a relative name: QEMU looks for that beside the link, and not beside the image.
+func checkFolder(c chain, named string) error {
+	if len(c) == 1 || strings.HasPrefix(strings.TrimPrefix(c[0].header.Backing, "file:"), "/") {
+		return nil
+	}
+	folder, err := trustedPath(filepath.Dir(named))
+	if err != nil || folder == c[0].folder {
+		return err
+	}
+	return backend.Because(backend.ErrUnsupported, "%s is a symbolic link from another folder, and QEMU looks for the backing file %q beside the link: name %s in the domain's configuration",
+		named, clip(c[0].header.Backing), c[0].path)
 }
 
 // errBlockDevice says that a path leads to a block device: another store's.
@@ -271,15 +302,12 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 	if v.Store != storeName {
 		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
 	}
-	if v.Format != formatRaw && v.Format != "" {
-		return nil, backend.Because(backend.ErrUnsupported, "open %s: %s is not read yet", v.ID, v.Format)
+	format, err := s.formatOf(v.Format)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", v.ID, err)
 	}
 	if m, ok := memberAt(v.ID); ok {
-		f, st, err := s.openCopy(m, unix.O_RDONLY)
-		if err != nil {
-			return nil, err
-		}
-		return newDevice(f, v.ID, st.Size), nil
+		return s.openMember(m, format)
 	}
 	f, st, err := openImage(v.ID)
 	if errors.Is(err, errBlockDevice) {
@@ -288,7 +316,54 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 	if err != nil {
 		return nil, err
 	}
-	return newDevice(f, v.ID, st.Size), nil
+	c, err := s.openChain(chainFile{f: f, st: st, path: v.ID, folder: filepath.Dir(v.ID), format: format})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c.compose()
+}
+
+// openMember opens the copy of a snapshot, with the files behind it as they were recorded.
+func (s *Store) openMember(m member, format backend.Format) (backend.Device, error) {
+	f, st, err := s.openCopy(m, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	top := chainFile{f: f, st: st, path: m.path(), format: format}
+	if format == nil {
+		return top.device(), nil
+	}
+	c, err := s.openRecorded(m, top)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c.compose()
+}
+
+// openRecorded opens the files behind a copy, which is open. Names in it are relative to the folder of
+// its origin.
+func (s *Store) openRecorded(m member, top chainFile) (chain, error) {
+	set, err := openSet(m.folder, m.set)
+	if err != nil {
+		return nil, err
+	}
+	defer set.Close()
+	man, err := s.readManifest(set, m.set, m.vdev)
+	if err != nil {
+		return nil, err
+	}
+	top.folder = filepath.Dir(string(man.Origin))
+	c, err := s.openChain(top)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkChain(c, man.Backing); err != nil {
+		c.closeBacking()
+		return nil, fmt.Errorf("open %s: %w: remove the snapshot", m.path(), err)
+	}
+	return c, nil
 }
 
 // knownFolders are all folders that snapshots may lie in, without symbolic links.

@@ -178,7 +178,7 @@ func TestStore_KeepsContract(t *testing.T) {
 				sparseImage(t, path, sizeBytes, 0, 1<<20)
 				return backendtest.StoreFixture{
 					New: func(t *testing.T) backend.Store {
-						return New([]string{folder}, zap.NewNop())
+						return New([]string{folder}, nil, zap.NewNop())
 					},
 					Disk:      backend.Disk{VDev: "xvda", Backend: "phy", Format: "raw", Source: path, Mode: backend.ReadWrite},
 					SizeBytes: sizeBytes,
@@ -247,7 +247,7 @@ func TestVolumes_SaysWhyAnImageCannotBeRead(t *testing.T) {
 		{"loop.img", "raw", "loop.img", backend.ErrInvalid},
 		{strings.Repeat("x", 300), "raw", strings.Repeat("x", 300), backend.ErrTooLong},
 	}
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	for _, test := range tests {
 		t.Run(test.name+"_"+test.format, func(t *testing.T) {
 			path := at(test.name)
@@ -291,7 +291,7 @@ func TestVolumes_LeavesABlockDeviceBehindALink(t *testing.T) {
 	if err := os.Symlink(device, link); err != nil {
 		t.Fatal(err)
 	}
-	volumes, err := New(nil, nil).Volumes(t.Context(), []backend.Disk{{VDev: "xvda", Source: link}})
+	volumes, err := New(nil, nil, nil).Volumes(t.Context(), []backend.Disk{{VDev: "xvda", Source: link}})
 	if err != nil || volumes[0].Store != "" {
 		t.Errorf("Volumes = %+v, %v, want it unclaimed", volumes, err)
 	}
@@ -307,7 +307,7 @@ func TestVolumes_SaysPermissionDenied(t *testing.T) {
 		// Root reads anything; another user's rights are those of this thread.
 		dropOverride(t)
 	}
-	v := volumeOf(t, New(nil, nil), path)
+	v := volumeOf(t, New(nil, nil, nil), path)
 	if !errors.Is(v.Err, backend.ErrAccess) {
 		t.Errorf("Err = %v, want ErrAccess", v.Err)
 	}
@@ -343,7 +343,7 @@ func TestPools_MatchStatfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	sparseImage(t, filepath.Join(real, "a.img"), 1<<20)
-	s := New([]string{link, filepath.Join(folder, "none")}, nil)
+	s := New([]string{link, filepath.Join(folder, "none")}, nil, nil)
 	v := volumeOf(t, s, filepath.Join(link, "a.img"))
 	pools, err := s.Pools(t.Context())
 	if err != nil || len(pools) != 1 {
@@ -362,7 +362,7 @@ func TestPools_MatchStatfs(t *testing.T) {
 func TestDevice_SaysThatAFileWasTruncated(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	d, err := s.Open(t.Context(), volumeOf(t, s, path))
 	if err != nil {
 		t.Fatal(err)

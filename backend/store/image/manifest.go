@@ -39,6 +39,9 @@ type manifest struct {
 	Hold        bool                  `json:"hold,omitempty"`
 	Origin      text                  `json:"origin"` // path of the image, without symbolic links
 	SizeBytes   int64                 `json:"size_bytes"`
+	// Of a copy that is not raw, whose format is the disk's:
+	GuestBytes int64          `json:"guest_bytes,omitempty"` // as the guest sees it
+	Backing    []recordedFile `json:"backing,omitempty"`     // the files behind it, the nearest first
 }
 
 // manifestDisk is backend.Disk.
@@ -116,6 +119,22 @@ func newManifest(m backend.SnapshotMeta, origin string, sizeBytes int64) *manife
 	return man
 }
 
+// format is the copy's.
+func (m *manifest) format() string {
+	if m.Disk.Format == "" {
+		return formatRaw
+	}
+	return string(m.Disk.Format)
+}
+
+// guestBytes is the size that the guest sees.
+func (m *manifest) guestBytes() int64 {
+	if m.format() == formatRaw {
+		return m.SizeBytes
+	}
+	return m.GuestBytes
+}
+
 func (m *manifest) meta() backend.SnapshotMeta {
 	meta := backend.SnapshotMeta{
 		Set:         m.Set,
@@ -177,6 +196,17 @@ func (m *manifest) check(set, vdev string) error {
 		return bad(fmt.Sprintf("size_bytes is %d", m.SizeBytes))
 	case !strings.HasPrefix(string(m.Origin), "/"):
 		return bad(fmt.Sprintf("origin %q is no absolute path", m.Origin))
+	case m.GuestBytes < 0:
+		return bad(fmt.Sprintf("guest_bytes is %d", m.GuestBytes))
+	case len(m.Backing) >= maxChain:
+		return bad(fmt.Sprintf("backing has %d files", len(m.Backing)))
+	case m.format() == formatRaw && (m.GuestBytes != 0 || len(m.Backing) != 0):
+		return bad("a raw copy has guest_bytes or backing")
+	}
+	for _, f := range m.Backing {
+		if !strings.HasPrefix(string(f.Path), "/") {
+			return bad(fmt.Sprintf("backing has %q, which is no absolute path", f.Path))
+		}
 	}
 	switch m.State {
 	case backend.SnapshotPending, backend.SnapshotFilling, backend.SnapshotActive, backend.SnapshotInvalid, backend.SnapshotRemoving:

@@ -38,7 +38,7 @@ func TestVolumes_FollowOnlyLinksThatCanBeTrusted(t *testing.T) {
 		if err := unix.Lchown(link, test.uid, test.uid); err != nil {
 			t.Fatal(err)
 		}
-		v := volumeOf(t, New(nil, nil), link)
+		v := volumeOf(t, New(nil, nil, nil), link)
 		if !errors.Is(v.Err, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, v.Err, test.want)
 		}
@@ -54,7 +54,7 @@ func TestVolumes_FollowOnlyLinksThatCanBeTrusted(t *testing.T) {
 	if err := unix.Lchown(theirs, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	if v := volumeOf(t, New(nil, nil), filepath.Join(theirs, "secret.img")); !errors.Is(v.Err, backend.ErrAccess) {
+	if v := volumeOf(t, New(nil, nil, nil), filepath.Join(theirs, "secret.img")); !errors.Is(v.Err, backend.ErrAccess) {
 		t.Errorf("through a folder's link: %v", v.Err)
 	}
 }

@@ -32,8 +32,9 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 	if v.Store != storeName {
 		return 0, backend.Because(backend.ErrInvalid, "resize %s: it belongs to the store %q", v.ID, v.Store)
 	}
-	if v.Format != formatRaw && v.Format != "" {
-		return 0, backend.Because(backend.ErrUnsupported, "resize %s: only raw images can be resized, and this is %s", v.ID, v.Format)
+	format, err := s.formatOf(v.Format)
+	if err != nil {
+		return 0, fmt.Errorf("resize %s: %w", v.ID, err)
 	}
 	if _, ok := memberAt(v.ID); ok {
 		return 0, backend.Because(backend.ErrReadOnly, "resize %s: a snapshot never changes", v.ID)
@@ -50,17 +51,17 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 		return 0, err
 	}
 	defer f.Close()
+	if format != nil {
+		return s.resizeFormat(ctx, v, f, st, format, sizeBytes)
+	}
 	if st.Size == sizeBytes || st.Size == target {
 		return st.Size, nil
 	}
 	if target < st.Size {
-		return 0, backend.Because(backend.ErrPermission, "resize %s to %d bytes: it has %d, and what lies beyond would be lost", v.ID, target, st.Size)
+		return 0, tooSmall(v.ID, target, st.Size)
 	}
-	s.mu.Lock()
-	guarded := s.guarded[idOf(st)] > 0
-	s.mu.Unlock()
-	if guarded {
-		return 0, backend.Because(backend.ErrBusy, "resize %s: it is being copied for a snapshot: wait until that is filled", v.ID)
+	if err := s.refuseGuarded(v.ID, idOf(st)); err != nil {
+		return 0, err
 	}
 	if err := growFile(v.ID, idOf(st), target); err != nil {
 		return 0, err
@@ -68,27 +69,55 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 	return target, nil
 }
 
-// growFile makes the image at path, whose identity is id, size bytes long, durably.
-func growFile(path string, id fileID, size int64) error {
+func tooSmall(path string, target, now int64) error {
+	return backend.Because(backend.ErrPermission, "resize %s to %d bytes: it has %d, and what lies beyond would be lost", path, target, now)
+}
+
+// refuseGuarded refuses to change an image that this store copies.
+func (s *Store) refuseGuarded(path string, id fileID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.guarded[id] > 0 {
+		return backend.Because(backend.ErrBusy, "resize %s: it is being copied for a snapshot: wait until that is filled", path)
+	}
+	return nil
+}
+
+// openToGrow opens the image at path, whose identity is id, for writing.
+func openToGrow(path string, id fileID) (*os.File, error) {
 	fd := -1
 	err := ignoringEINTR(func() (err error) {
 		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 		return err
 	})
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return backend.Because(backend.ErrBusy, "resize %s: another process has a lease on it, perhaps to copy it: wait until it is done", path)
+		return nil, backend.Because(backend.ErrBusy, "resize %s: another process has a lease on it, perhaps to copy it: wait until it is done", path)
 	}
 	if err != nil {
-		return failed("resize", path, err)
+		return nil, failed("resize", path, err)
 	}
 	f := os.NewFile(uintptr(fd), path)
+	st, err := statFile(f, path)
+	if err == nil && (idOf(st) != id || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		err = backend.Because(backend.ErrStale, "resize %s: it was replaced meanwhile: try again", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// growFile makes the image at path, whose identity is id, size bytes long, durably.
+func growFile(path string, id fileID, size int64) error {
+	f, err := openToGrow(path, id)
+	if err != nil {
+		return err
+	}
 	defer f.Close()
 	st, err := statFile(f, path)
 	if err != nil {
 		return err
-	}
-	if idOf(st) != id || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return backend.Because(backend.ErrStale, "resize %s: it was replaced meanwhile: try again", path)
 	}
 	if st.Size > size {
 		return backend.Because(backend.ErrPermission, "resize %s to %d bytes: it just grew to %d, and what lies beyond would be lost", path, size, st.Size)

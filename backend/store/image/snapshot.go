@@ -33,7 +33,7 @@ const (
 // Snapshot implements backend.Snapshotter: the state of what it returns is filling if Fill must
 // copy the bytes. If it fails, nothing is left.
 func (s *Store) Snapshot(ctx context.Context, req backend.SnapshotRequest, g backend.Guard) (backend.Snapshot, error) {
-	if err := checkRequest(req); err != nil {
+	if err := s.checkRequest(req); err != nil {
 		return backend.Snapshot{}, err
 	}
 	own, origin, err := s.guardOf(g, req.Origin.ID)
@@ -116,6 +116,9 @@ func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *g
 		return snap, err
 	}
 	man := newManifest(pending(req.Meta), req.Origin.ID, st.Size)
+	if err := s.describeCopy(man, f, st, filling, origin); err != nil {
+		return snap, err
+	}
 	if err := man.write(set, "snapshot"); err != nil {
 		return snap, err
 	}
@@ -126,6 +129,25 @@ func (s *Store) makeMember(set *dir, m member, req backend.SnapshotRequest, g *g
 		snap.UsedBytes = 0 // all is shared yet
 	}
 	return snap, nil
+}
+
+// describeCopy records in the manifest what a copy that is not raw says of itself. One that is yet to be
+// filled has no bytes: its origin, which is kept unwritten, has them.
+func (s *Store) describeCopy(man *manifest, f *os.File, st *unix.Stat_t, filling bool, origin *guardedImage) error {
+	if origin.format == nil {
+		return nil
+	}
+	top := chainFile{f: f, st: st, path: f.Name(), folder: filepath.Dir(origin.path), format: origin.format}
+	if filling {
+		top.f, top.path = origin.f, origin.path
+	}
+	c, err := s.openChain(top)
+	if err != nil {
+		return err
+	}
+	defer c.closeBacking()
+	man.GuestBytes, man.Backing = c.sizeBytes(), c.record()
+	return nil
 }
 
 // fillLater clones origin into f if that can be done, else reserves the space of a copy: then it returns
@@ -155,9 +177,9 @@ func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
 			Store:     storeName,
 			ID:        m.path(),
 			Driver:    driverName,
-			Format:    formatRaw,
+			Format:    man.format(),
 			Pool:      poolName(m.folder),
-			SizeBytes: man.SizeBytes,
+			SizeBytes: man.guestBytes(),
 		},
 	}
 	switch {
@@ -181,6 +203,7 @@ func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
 func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 	var snaps []backend.Snapshot
 	var looks []usageLook
+	var records *recordCheck
 	for _, folder := range s.knownFolders() {
 		err := s.eachSet(folder, func(_ *dir, set *dir, setName string) error {
 			if err := ctx.Err(); err != nil {
@@ -217,6 +240,12 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 				if snaps[len(snaps)-1].Volume.Err == nil && st.Mode&0o777 == modeComplete {
 					looks = append(looks, usageLook{index: len(snaps) - 1, m: m, version: versionOf(st)})
 				}
+				if len(man.Backing) > 0 {
+					if records == nil {
+						records = s.newRecordCheck()
+					}
+					invalidate(&snaps[len(snaps)-1], records.check(man.Backing))
+				}
 			}
 			return nil
 		})
@@ -230,6 +259,16 @@ func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
 	s.subtractShared(snaps, looks)
 	slices.SortFunc(snaps, func(a, b backend.Snapshot) int { return cmp.Compare(a.Volume.ID, b.Volume.ID) })
 	return snaps, nil
+}
+
+// invalidate says of a snapshot that the files behind its copy are not there as they were. It may be that they
+// are again later.
+func invalidate(snap *backend.Snapshot, err error) {
+	if err == nil || snap.Volume.Err != nil || snap.State != backend.SnapshotActive && snap.State != backend.SnapshotFilling {
+		return
+	}
+	snap.State = backend.SnapshotInvalid
+	snap.Volume.Err = fmt.Errorf("%s: %w: restore that file, or remove the snapshot", snap.Volume.ID, err)
 }
 
 // warnUnread logs why a manifest could not be read, unless that was done, or it has just gone.
@@ -321,7 +360,15 @@ func (s *Store) annotateLocked(m member, meta backend.SnapshotMeta, op string) e
 			return backend.Because(backend.ErrInvalid, "annotate %s: its bytes have not all been copied", m.path())
 		}
 	}
-	return newManifest(meta, string(old.Origin), old.SizeBytes).write(set, op)
+	if meta.State == backend.SnapshotInvalid {
+		meta.State = old.State // that is found out anew each time
+	}
+	man := newManifest(meta, string(old.Origin), old.SizeBytes)
+	if man.format() != old.format() {
+		return backend.Because(backend.ErrInvalid, "annotate %s: a %s snapshot cannot become %s", m.path(), old.format(), man.format())
+	}
+	man.GuestBytes, man.Backing = old.GuestBytes, old.Backing
+	return man.write(set, op)
 }
 
 // Remove implements backend.Snapshotter. The manifest says removing before the first byte

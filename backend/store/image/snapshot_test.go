@@ -102,7 +102,7 @@ func TestFill_KeepsHoles(t *testing.T) {
 	path := filepath.Join(folder, "web-01.img")
 	const size = 128<<20 + 1000 // larger than the filesystem
 	sparseImage(t, path, size, 1<<20, 100<<20+4096, 101<<20, size-1000)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	snap := mustActive(t, s, path, "set1")
 	if got, want := extents(t, snap.Volume.ID), extents(t, path); !slices.Equal(got, want) {
 		t.Errorf("the copy has data at %v, the image at %v", got, want)
@@ -127,7 +127,7 @@ func TestSnapshot_ReservesTheSpaceOfACopy(t *testing.T) {
 	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 20<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	g, snap := filling(t, s, path, "set1")
 	// Fill up what is left: the copy has its space already.
 	if err := os.WriteFile(filepath.Join(folder, "filler"), make([]byte, 60<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
@@ -158,7 +158,7 @@ func TestSnapshot_WithoutRoomLeavesNothing(t *testing.T) {
 			if err := os.WriteFile(path, bytes.Repeat([]byte("x"), int(free*6/10)), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s := New(nil, nil)
+			s := New(nil, nil, nil)
 			req := requestFor(volumeOf(t, s, path), "set1")
 			g, err := prepare(t, s, req, false)
 			if !errors.Is(err, backend.ErrNoSpace) || !strings.Contains(err.Error(), fmt.Sprint(req.Origin.SizeBytes)) || !strings.Contains(err.Error(), folder) {
@@ -247,7 +247,7 @@ func TestSnapshot_RefusesAFolderThatIsNotItsOwn(t *testing.T) {
 			if err := prepare(hidden, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			s := New([]string{folder}, nil)
+			s := New([]string{folder}, nil, nil)
 			if snap, err := active(s, path, "set1", backend.SnapshotMeta{}); !errors.Is(err, backend.ErrAccess) || !strings.Contains(err.Error(), hidden) {
 				t.Errorf("snapshot = %+v, %v, want ErrAccess with %s", snap, err, hidden)
 			}
@@ -273,7 +273,7 @@ func TestSnapshot_RefusesNamesThatCannotBeFiles(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	good := requestFor(volumeOf(t, s, path), "set1")
 	tests := map[string]func(r *backend.SnapshotRequest){
 		"vdev with slash": func(r *backend.SnapshotRequest) { r.Meta.Disk.VDev = "../x" },
@@ -304,7 +304,7 @@ func TestSnapshot_RefusesNamesThatCannotBeFiles(t *testing.T) {
 func TestSnapshot_OfASnapshotIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	snap := mustActive(t, s, path, "set1")
 	req := requestFor(volumeOf(t, s, snap.Volume.ID), "set2")
 	if g, err := prepare(t, s, req, false); !errors.Is(err, backend.ErrUnsupported) {
@@ -322,12 +322,12 @@ func TestSnapshot_KeepsNamesThatAreNotUTF8(t *testing.T) {
 	}
 	path := filepath.Join(folder, "\xff\n.img")
 	sparseImage(t, path, 1<<20)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	want := backend.SnapshotMeta{Name: "m\xe4rz \u2028", DomainName: "w\xfcb"}
 	if _, err := active(s, path, "set1", want); err != nil {
 		t.Fatal(err)
 	}
-	snaps, err := New([]string{folder}, nil).Snapshots(t.Context())
+	snaps, err := New([]string{folder}, nil, nil).Snapshots(t.Context())
 	if err != nil || len(snaps) != 1 {
 		t.Fatalf("Snapshots = %+v, %v", snaps, err)
 	}
@@ -340,7 +340,7 @@ func TestSnapshots_ListsWhatIsDamagedAsInvalid(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	for _, set := range []string{"good", "gone", "short", "link"} {
 		mustActive(t, s, path, set)
 	}
@@ -356,7 +356,7 @@ func TestSnapshots_ListsWhatIsDamagedAsInvalid(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, store := range []*Store{s, New([]string{folder}, nil)} {
+	for _, store := range []*Store{s, New([]string{folder}, nil, nil)} {
 		snaps, err := store.Snapshots(t.Context())
 		if err != nil || len(snaps) != 4 {
 			t.Fatalf("Snapshots = %+v, %v", snaps, err)
@@ -384,11 +384,11 @@ func TestSnapshots_ListsWhileTheyChange(t *testing.T) {
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
 	core, logs := observer.New(zap.WarnLevel)
-	s := New([]string{folder}, zap.New(core))
+	s := New([]string{folder}, nil, zap.New(core))
 	mustActive(t, s, path, "kept")
 	done := make(chan struct{})
 	var group sync.WaitGroup
-	for _, lister := range []*Store{s, New([]string{folder}, zap.New(core))} {
+	for _, lister := range []*Store{s, New([]string{folder}, nil, zap.New(core))} {
 		group.Add(1)
 		go func() {
 			defer group.Done()
@@ -434,7 +434,7 @@ func TestSnapshots_WarnsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.WarnLevel)
-	s := New([]string{folder}, zap.New(core))
+	s := New([]string{folder}, nil, zap.New(core))
 	for range 3 {
 		if states := listedAs(t, s); len(states) != 0 {
 			t.Errorf("Snapshots = %v", states)
@@ -449,7 +449,7 @@ func TestSnapshots_SkipsManifestsThatCannotBeUsed(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	mustActive(t, s, path, "good")
 	good, err := os.ReadFile(filepath.Join(folder, hiddenName, "good", "xvda.json"))
 	if err != nil {
@@ -523,7 +523,7 @@ func TestRepair_RemovesOnlyWhatIsItsOwn(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	mustActive(t, s, path, "good")
 	hidden := filepath.Join(folder, hiddenName)
 	for _, set := range []string{"stray", "empty", "mine"} {
@@ -557,7 +557,7 @@ func TestResize_NamesTheLargestSize(t *testing.T) {
 	folder := mountedExt4(t, 64<<20)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20)
-	s := New(nil, nil)
+	s := New(nil, nil, nil)
 	v := volumeOf(t, s, path)
 	_, err := s.Resize(t.Context(), v, 1<<62)
 	if !errors.Is(err, backend.ErrNoSpace) || !strings.Contains(err.Error(), "bytes at most") {
@@ -579,7 +579,7 @@ func FuzzParseManifest(f *testing.F) {
 	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
 		f.Fatal(err)
 	}
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	if _, err := active(s, path, "set1", backend.SnapshotMeta{}); err != nil {
 		f.Fatal(err)
 	}

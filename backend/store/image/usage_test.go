@@ -64,7 +64,7 @@ func TestSnapshots_CountsWhatACloneHoldsAlone(t *testing.T) {
 			for i := range pieces {
 				write(i)
 			}
-			s := New([]string{folder}, nil)
+			s := New([]string{folder}, nil, nil)
 			snap := mustActive(t, s, path, "set1")
 			if snap.UsedBytes != 0 {
 				t.Errorf("Snapshot says that %d bytes are held", snap.UsedBytes)
@@ -108,7 +108,7 @@ func TestSnapshots_LooksAtFewCopiesAtOnce(t *testing.T) {
 	folder := mountedXFS(t)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	const count = 3
 	for i := range count {
 		mustActive(t, s, path, fmt.Sprint("set", i))
@@ -143,7 +143,7 @@ func TestSnapshots_LooksAtACopyThatSharesNothingOnce(t *testing.T) {
 	folder := mountedExt4(t, 64<<20)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	s := New([]string{folder}, nil)
+	s := New([]string{folder}, nil, nil)
 	mustActive(t, s, path, "set1")
 	if got := usedCached(t, s); got < 64<<10 {
 		t.Errorf("%d bytes are held by a copy of 64 KiB", got)

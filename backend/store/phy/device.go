@@ -49,31 +49,52 @@ func (s *Store) Open(_ context.Context, v backend.Volume) (backend.Device, error
 	if v.Store != storeName {
 		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
 	}
-	if v.Format != formatRaw && v.Format != "" {
-		return nil, backend.Because(backend.ErrUnsupported, "open %s: %s is not read yet", v.ID, v.Format)
+	format, err := s.formatOf(v.Format)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", v.ID, err)
 	}
+	d, err := openDevice(v.ID)
+	if err != nil {
+		return nil, err
+	}
+	if format == nil {
+		return d, nil
+	}
+	_, err = readHeader(d, format)
+	if err == nil {
+		var image backend.Device
+		if image, err = format.Open(d, nil); err == nil {
+			return image, nil
+		}
+		err = fmt.Errorf("open %s as %s: %w", v.ID, format.Name(), err)
+	}
+	d.f.Close()
+	return nil, err
+}
+
+func openDevice(path string) (*device, error) {
 	var st unix.Stat_t
-	if err := ignoringEINTR(func() error { return unix.Stat(v.ID, &st) }); err != nil {
-		return nil, failed("open", v.ID, err)
+	if err := ignoringEINTR(func() error { return unix.Stat(path, &st) }); err != nil {
+		return nil, failed("open", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		// Opening anything else may block, or act.
-		return nil, backend.Because(backend.ErrInvalid, "open %s: it is no block device: correct the domain's configuration", v.ID)
+		return nil, backend.Because(backend.ErrInvalid, "open %s: it is no block device: correct the domain's configuration", path)
 	}
 	fd := -1
 	err := ignoringEINTR(func() (err error) {
-		fd, err = unix.Open(v.ID, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 		return err
 	})
 	if err != nil {
-		return nil, failed("open", v.ID, err)
+		return nil, failed("open", path, err)
 	}
-	d := &device{path: v.ID}
+	d := &device{path: path}
 	if err := d.measure(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	d.f = os.NewFile(uintptr(fd), v.ID)
+	d.f = os.NewFile(uintptr(fd), path)
 	return d, nil
 }
 

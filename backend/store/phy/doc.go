@@ -1,5 +1,9 @@
 // Package phy is the store of block devices that no other store knows: a partition, a
-// whole disk, an iSCSI LUN. They can be read, and not snapshotted.
+// whole disk, an iSCSI LUN. They can be read, and not snapshotted or grown.
+//
+// A device may hold an image in one of the formats that New is given, if the disk's
+// configuration says so. One with a backing file is refused. Its header is read
+// again whenever the device was written to.
 //
 // Reads go past the host's page cache (open(2), O_DIRECT): a guest's writes do not go
 // through it, so that a page read once would stay stale.

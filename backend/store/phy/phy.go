@@ -29,17 +29,19 @@ var _ backend.Store = (*Store)(nil)
 
 // Store is the block devices of a host. It is safe for concurrent use.
 type Store struct {
-	sysfs  string
-	procfs string
+	formats []backend.Format
+	sysfs   string
+	procfs  string
 
-	mu     sync.Mutex
-	claims map[uint64]claim // by device number; guarded by mu
+	mu      sync.Mutex
+	claims  map[uint64]claim  // by device number; guarded by mu
+	headers map[uint64]header // by device number; guarded by mu
 }
 
-// New makes the store. It has nothing to log: what is wrong with a device is its
-// volume's Err.
-func New(*zap.Logger) *Store {
-	return &Store{sysfs: "/sys", procfs: "/proc", claims: map[uint64]claim{}}
+// New makes the store. Its devices are raw or hold an image in one of formats. It has nothing to
+// log: what is wrong with a device is its volume's Err.
+func New(formats []backend.Format, _ *zap.Logger) *Store {
+	return &Store{formats: formats, sysfs: "/sys", procfs: "/proc", claims: map[uint64]claim{}, headers: map[uint64]header{}}
 }
 
 // Name is "phy".
@@ -48,7 +50,7 @@ func (s *Store) Name() string { return storeName }
 // Pools lists none: nobody takes space from a device.
 func (s *Store) Pools(context.Context) ([]backend.Pool, error) { return nil, nil }
 
-// Volumes finds the block devices among disks, and everything else below /dev. The
+// Volumes finds the block devices among disks, and everything else below /dev. Raw
 // devices are not opened to learn their size.
 func (s *Store) Volumes(ctx context.Context, disks []backend.Disk) ([]backend.Volume, error) {
 	volumes := make([]backend.Volume, len(disks))
@@ -104,8 +106,12 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 	} else {
 		v.Generation = s.generation(rdev, v.SizeBytes)
 	}
-	if v.Format != formatRaw {
-		v.Err = backend.Because(backend.ErrUnsupported, "%s: %s is not read yet, only raw devices are", path, v.Format)
+	format, err := s.formatOf(v.Format)
+	switch {
+	case err != nil:
+		v.Err = fmt.Errorf("%s: %w", path, err)
+	case format != nil && v.Err == nil:
+		v.SizeBytes, v.Err = s.guestBytes(v, format, rdev)
 	}
 	return v, rdev, true
 }

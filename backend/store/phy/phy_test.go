@@ -106,7 +106,7 @@ func TestStore_KeepsContract(t *testing.T) {
 			backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
 				device, file := loopDevice(t, sizeBytes, "--sector-size", sector)
 				return backendtest.StoreFixture{
-					New:       func(t *testing.T) backend.Store { return New(nil) },
+					New:       func(t *testing.T) backend.Store { return New(nil, nil) },
 					Disk:      backend.Disk{VDev: "xvda", Backend: "phy", Source: device},
 					SizeBytes: sizeBytes,
 					Missing:   backend.Disk{VDev: "xvdb", Source: "/dev/mapper/no-such-device"},
@@ -127,7 +127,7 @@ func TestStore_KeepsContract(t *testing.T) {
 func TestReadAt_GoesPastThePageCache(t *testing.T) {
 	device, file := loopDevice(t, 1<<20)
 	write(t, file, bytes.Repeat([]byte("old."), 1024), 0)
-	d, err := New(nil).Open(t.Context(), volumeOf(t, New(nil), device))
+	d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestReadAt_IsRightForAnyAlignment(t *testing.T) {
 		want := make([]byte, size)
 		rand.NewChaCha8([32]byte{1}).Read(want)
 		write(t, file, want, 0)
-		d, err := New(nil).Open(t.Context(), volumeOf(t, New(nil), device))
+		d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +194,7 @@ func TestReadAt_IsRightForAnyAlignment(t *testing.T) {
 
 func TestReadAt_SaysThatADeviceShrank(t *testing.T) {
 	device, file := loopDevice(t, 1<<20)
-	d, err := New(nil).Open(t.Context(), volumeOf(t, New(nil), device))
+	d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestVolumes_SaysWhyADeviceCannotBeRead(t *testing.T) {
 		{backend.Disk{Source: "/dev/shm"}, backend.ErrInvalid},
 		{backend.Disk{Source: device, Format: "qcow2"}, backend.ErrUnsupported},
 	}
-	s := New(nil)
+	s := New(nil, nil)
 	for _, test := range tests {
 		volumes, err := s.Volumes(t.Context(), []backend.Disk{test.disk})
 		if err != nil {
@@ -252,7 +252,7 @@ func TestVolumes_NamesTheHolder(t *testing.T) {
 	testneed.Tools(t, "mkfs.ext4", "qemu-io")
 	device, _ := loopDevice(t, 16<<20)
 	command(t, "mkfs.ext4", "-q", device)
-	s := New(nil)
+	s := New(nil, nil)
 	if v := volumeOf(t, s, device); v.Holder != "" {
 		t.Errorf("Holder = %q of a free device", v.Holder)
 	}
@@ -289,7 +289,7 @@ func TestVolumes_NamesTheHolder(t *testing.T) {
 		if _, err := stdout.Read(make([]byte, 100)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		s := New(nil) // another one, which has not just found the device free
+		s := New(nil, nil) // another one, which has not just found the device free
 		want := fmt.Sprintf("(pid %d)", cmd.Process.Pid)
 		for range 2 {
 			if v := volumeOf(t, s, device); !strings.Contains(v.Holder, want) {
@@ -324,7 +324,7 @@ func TestVolumes_SeesAMountedPartitionOfADisk(t *testing.T) {
 	folder := t.TempDir()
 	command(t, "mount", part, folder)
 	t.Cleanup(func() { retry(t, "umount", folder) })
-	s := New(nil)
+	s := New(nil, nil)
 	for _, path := range []string{device, part} {
 		if v := volumeOf(t, s, path); v.Holder != "mount on "+folder {
 			t.Errorf("%s: Holder = %q, want the mount on %s", path, v.Holder, folder)
