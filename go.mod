@@ -8,6 +8,7 @@ require (
 	github.com/klauspost/compress v1.18.2
 	go.uber.org/zap v1.28.0
 	golang.org/x/sys v0.38.0
+	golang.org/x/text v0.31.0
 )
 
 require (

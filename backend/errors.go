@@ -23,6 +23,7 @@ var (
 	ErrIsDirectory = errors.New("is a directory")       // EISDIR
 	ErrNotDir      = errors.New("not a directory")      // ENOTDIR
 	ErrNoAttr      = errors.New("no such attribute")    // ENODATA
+	ErrNoKey       = errors.New("key is not available") // ENOKEY: what the guest has encrypted
 	ErrRange       = errors.New("out of range")         // ENXIO: no data or hole at or after the offset
 	ErrStale       = errors.New("changed underneath")   // ESTALE
 	ErrTooLong     = errors.New("name too long")        // ENAMETOOLONG

@@ -145,7 +145,7 @@ type FS interface {
 	// Xattr is the value of one, in the form that getxattr(2) reports (POSIX ACLs in their
 	// system.posix_acl_* form): ErrNoAttr.
 	Xattr(ino uint64, name string) ([]byte, error)
-	// OpenFile opens a regular file's content.
+	// OpenFile opens a regular file's content: ErrNoKey where the guest has encrypted it.
 	OpenFile(ino uint64) (File, error)
 	// Close frees what the FS holds; the device stays open.
 	Close() error

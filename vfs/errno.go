@@ -31,6 +31,7 @@ var errnos = []struct {
 	{backend.ErrIsDirectory, syscall.EISDIR},
 	{backend.ErrNotDir, syscall.ENOTDIR},
 	{backend.ErrNoAttr, syscall.ENODATA},
+	{backend.ErrNoKey, syscall.ENOKEY},
 	{backend.ErrRange, syscall.ENXIO},
 	{backend.ErrStale, syscall.ESTALE},
 	{backend.ErrTooLong, syscall.ENAMETOOLONG},

@@ -49,7 +49,7 @@ func TestErrno_KnowsEverySentinelOfBackend(t *testing.T) {
 		"ErrUnsupported": backend.ErrUnsupported, "ErrInvalid": backend.ErrInvalid, "ErrTimeout": backend.ErrTimeout, "ErrReadOnly": backend.ErrReadOnly,
 		"ErrCorrupt": backend.ErrCorrupt, "ErrPermission": backend.ErrPermission, "ErrAccess": backend.ErrAccess, "ErrNoDevice": backend.ErrNoDevice,
 		"ErrIsDirectory": backend.ErrIsDirectory, "ErrNotDir": backend.ErrNotDir, "ErrNoAttr": backend.ErrNoAttr, "ErrRange": backend.ErrRange,
-		"ErrStale": backend.ErrStale, "ErrTooLong": backend.ErrTooLong, "ErrIO": backend.ErrIO,
+		"ErrStale": backend.ErrStale, "ErrTooLong": backend.ErrTooLong, "ErrIO": backend.ErrIO, "ErrNoKey": backend.ErrNoKey,
 	}
 	declared := sentinels(t)
 	for name, want := range declared {

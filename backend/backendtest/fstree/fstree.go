@@ -29,6 +29,7 @@ type Stats struct {
 	Segments int   // of data, between holes
 	Located  int   // segments compared through Locate
 	Xattrs   int
+	Locked   int // regular files that are encrypted, without a key to either side
 }
 
 // Compare reports up to 20 differences between fs and what the kernel shows at

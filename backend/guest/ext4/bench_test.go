@@ -71,3 +71,20 @@ func BenchmarkReadAt_Sequential(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOpen_ReplaysTheJournal opens a filesystem whose journal is full of blocks that
+// have checksums.
+func BenchmarkOpen_ReplaysTheJournal(b *testing.B) {
+	path := mkfs(b, 512, false, "-t", "ext4", "-b", "4096", "-J", "size=128")
+	dir, umount := mount(b, path, "rw,data=journal")
+	must(b, os.WriteFile(filepath.Join(dir, "file"), content(1, 90*mib), 0o600))
+	syncFS(b, dir)
+	dirty := copyFile(b, path)
+	umount()
+	var bytes int
+	for b.Loop() {
+		fs, _ := openImage(b, dirty)
+		bytes = len(fs.over.replayed) * fs.sb.blockBytes()
+	}
+	b.SetBytes(int64(bytes))
+}

@@ -30,7 +30,7 @@ func (r run) has(block uint64) bool { return block >= r.logical && block < r.end
 // mapRun returns the run that a file's block is in, or the part of it from that block on.
 func (fs *FS) mapRun(in *inode, block uint64) (run, error) {
 	switch {
-	case block >= maxLogical:
+	case block >= maxLogical, in.inline:
 		return run{logical: block, blocks: math.MaxInt64}, nil
 	case in.flags&inodeExtents != 0:
 		return fs.mapExtent(in, block)

@@ -35,6 +35,7 @@ type dirent struct {
 	ino    uint32 // 0: unused
 	length int    // bytes to the next one
 	name   []byte
+	after  []byte // what the entry holds after its name and padding
 	kind   backend.FileType
 }
 
@@ -57,6 +58,7 @@ func (fs *FS) dirent(b []byte, at int) (dirent, error) {
 		return dirent{}, corrupt("the entry at byte %d has no name", at)
 	}
 	e.name = b[at+direntHeader:][:name]
+	e.after = b[min(at+direntHeader+(name+3)&^3, at+e.length) : at+e.length]
 	if kind := b[at+7]; fs.sb.incompat&incompatFiletype != 0 && int(kind) < len(direntTypes) {
 		e.kind = direntTypes[kind]
 	}
@@ -83,7 +85,7 @@ func (fs *FS) directory(ino uint64, in *inode) error {
 	if in.fileType() != backend.TypeDir {
 		return fmt.Errorf("inode %d: %w", ino, backend.ErrNotDir)
 	}
-	return in.readable()
+	return nil
 }
 
 // dirBlocks is the number of a directory's blocks.
@@ -93,7 +95,7 @@ func (fs *FS) dirBlocks(in *inode) uint64 {
 
 // indexed tells whether a directory's inode says that it is an htree.
 func (fs *FS) indexed(in *inode) bool {
-	return fs.sb.compat&compatDirIndex != 0 && in.flags&inodeIndex != 0
+	return fs.sb.compat&compatDirIndex != 0 && in.flags&inodeIndex != 0 && !in.inline
 }
 
 // dirBlock reads a block of a directory and compares its checksum.
@@ -137,6 +139,9 @@ func (fs *FS) checkLeaf(in *inode, b []byte) error {
 // walkDir calls f with each entry at or after a place in a directory, "." and ".."
 // too, and the place after it, until f returns false. The names of a block are one string.
 func (fs *FS) walkDir(in *inode, from uint64, f func(e *dirent, name string, next uint64) bool) error {
+	if in.inline {
+		return fs.walkInlineDir(in, from, f)
+	}
 	bits := fs.sb.blockBits
 	end := fs.dirBlocks(in)
 	var e dirent // one for all entries
@@ -233,9 +238,16 @@ func (fs *FS) readDir(done <-chan struct{}, dir uint64, cookie uint64, attrs boo
 	}
 	var entry backend.DirEntry
 	var child inode
-	return fs.walkDir(&in, cookie, func(e *dirent, name string, next uint64) bool {
+	shown := fs.shownNames(&in)
+	var wrong error
+	err := fs.walkDir(&in, cookie, func(e *dirent, name string, next uint64) bool {
 		if name == "." || name == ".." {
 			return true
+		}
+		if shown != nil {
+			if name, wrong = shown.of(e); wrong != nil {
+				return false
+			}
 		}
 		entry = backend.DirEntry{Name: name, Ino: uint64(e.ino), Type: e.kind, Cookie: next}
 		if attrs && fs.inode(entry.Ino, &child) == nil {
@@ -243,6 +255,10 @@ func (fs *FS) readDir(done <-chan struct{}, dir uint64, cookie uint64, attrs boo
 		}
 		return emit(&entry)
 	})
+	if wrong != nil {
+		err = fmt.Errorf("inode %d: %w", dir, wrong)
+	}
+	return err
 }
 
 // Lookup finds a name: through the htree where there is one, else from end to end.
@@ -259,7 +275,7 @@ func (fs *FS) lookup(done <-chan struct{}, dir uint64, name string) (backend.Att
 	var ino uint32
 	if name != "" && name != "." && name != ".." {
 		var err error
-		if ino, err = fs.find(&in, name); err != nil {
+		if ino, err = fs.findName(&in, name); err != nil {
 			return backend.Attr{}, err
 		}
 	}
@@ -275,17 +291,17 @@ func (fs *FS) lookup(done <-chan struct{}, dir uint64, name string) (backend.Att
 	return child.attr, nil
 }
 
-// find is the inode number that a name leads to, 0 if there is none.
-func (fs *FS) find(in *inode, name string) (uint32, error) {
+// find is the inode number of the entry that is wanted, 0 if there is none.
+func (fs *FS) find(in *inode, w *wanted) (uint32, error) {
 	if fs.indexed(in) {
-		ino, err := fs.findHashed(in, name)
+		ino, err := fs.findHashed(in, w)
 		if err != nil && !errors.Is(err, errOddIndex) || err == nil && (ino != 0 || fs.sb.hashSignKnown) {
 			return ino, err
 		}
 	}
 	var found uint32
 	err := fs.walkDir(in, 0, func(e *dirent, _ string, _ uint64) bool {
-		if string(e.name) != name {
+		if !w.is(e.name) {
 			return true
 		}
 		found = e.ino
@@ -294,13 +310,17 @@ func (fs *FS) find(in *inode, name string) (uint32, error) {
 	return found, err
 }
 
-// Parent is the inode number of a directory's "..", its second entry.
+// Parent is the inode number of a directory's "..", its second entry, or the inode that
+// it has in place of that.
 func (fs *FS) Parent(dir uint64) (uint64, error) { return fs.parent(nil, dir) }
 
 func (fs *FS) parent(done <-chan struct{}, dir uint64) (uint64, error) {
 	in := inode{done: done}
 	if err := fs.directory(dir, &in); err != nil {
 		return 0, err
+	}
+	if in.inline {
+		return in.inlineParent(fs.sb)
 	}
 	var parent uint32
 	count := 0

@@ -3,7 +3,6 @@ package ext4
 import (
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"domfs/backend"
@@ -39,24 +38,23 @@ type FS struct {
 	stat   *backend.FSStat // guarded by statMu; nil until it was computed
 }
 
-// Open reads the superblock: ErrUnsupported names the features that are not read,
-// ErrCorrupt is for a superblock that is wrong.
+// Open reads the superblock, or a copy of it where the first one is damaged:
+// ErrUnsupported names the features that are not read, ErrCorrupt is for a superblock that is wrong and has
+// no copy. A filesystem that was in use is recovered, in memory.
 func (Driver) Open(d backend.Device) (backend.FS, error) {
-	b := make([]byte, superBytes)
-	if n, err := d.ReadAt(b, superOffset); n < len(b) {
-		if err == nil || errors.Is(err, io.EOF) {
-			return nil, corrupt("ext4: a device of %d bytes has no superblock", d.Size())
-		}
-		return nil, fmt.Errorf("ext4: superblock: %w", err)
-	}
-	sb, err := parseSuper(b)
+	sb, damage, err := readSuper(d)
 	if err != nil {
 		return nil, err
 	}
 	fs := &FS{dev: d, sb: sb, cache: newCache(cacheBytes)}
+	if damage != "" {
+		fs.warnings = append(fs.warnings, damage)
+	}
 	if sb.incompat&incompatRecover != 0 {
-		fs.warnings = append(fs.warnings, "the journal was not replayed: the filesystem was in use, and changes that are only in its "+
-			"journal so far are not seen; files may be missing, old or half-changed")
+		if err := fs.recoverJournal(); err != nil {
+			return nil, err
+		}
+		sb = fs.sb
 	} else if sb.state&stateClean == 0 {
 		fs.warnings = append(fs.warnings, "the filesystem was not unmounted cleanly and has no journal to replay: it may be inconsistent until the guest runs e2fsck")
 	}
@@ -66,14 +64,34 @@ func (Driver) Open(d backend.Device) (backend.FS, error) {
 	if size, need := d.Size(), int64(sb.blocks)<<sb.blockBits; size < need {
 		fs.warnings = append(fs.warnings, fmt.Sprintf("the filesystem has %d bytes but its device only %d: what lies past the end cannot be read", need, size))
 	}
+	if err := fs.checkRoot(); err != nil {
+		return nil, err
+	}
+	if w := fs.groupWarning(); w != "" {
+		fs.warnings = append(fs.warnings, w)
+	}
 	return fs, nil
+}
+
+// checkRoot refuses a filesystem whose root is no directory, as the kernel does. What else
+// is wrong shows when the root is read.
+func (fs *FS) checkRoot() error {
+	var in inode
+	err := fs.readInode(rootIno, &in)
+	switch {
+	case errors.Is(err, backend.ErrStale):
+		return corrupt("ext4: inode %d, the root directory, is not in use", rootIno)
+	case err == nil && in.fileType() != backend.TypeDir:
+		return corrupt("ext4: inode %d is no directory, and should be the root", rootIno)
+	}
+	return nil
 }
 
 // Root is the inode number of the root directory.
 func (fs *FS) Root() uint64 { return rootIno }
 
-// Warnings are about a journal that was not replayed, errors that the guest has found,
-// and a device that is too short.
+// Warnings are about a damaged superblock or group descriptors, a journal that was not
+// replayed, errors that the guest has found, and a device that is too short.
 func (fs *FS) Warnings() []string { return append([]string(nil), fs.warnings...) }
 
 // Close drops the cache.

@@ -19,12 +19,6 @@ import (
 
 func TestOpen_RefusesFeaturesByName(t *testing.T) {
 	for _, v := range []struct{ feature, args string }{
-		{"inline_data", "-O inline_data"},
-		{"ea_inode", "-O ea_inode"},
-		{"encrypt", "-O encrypt"},
-		{"meta_bg", "-O meta_bg,^resize_inode"},
-		{"large_dir", "-O large_dir"},
-		{"casefold", "-O casefold"},
 		{"journal_dev", "-O journal_dev"},
 	} {
 		t.Run(v.feature, func(t *testing.T) {
@@ -50,8 +44,9 @@ func TestOpen_RefusesFeaturesByName(t *testing.T) {
 	}
 }
 
+// One group: there are no copies.
 func TestOpen_RefusesCorruptSuperblocks(t *testing.T) {
-	path := mkfs(t, 16, false, "-t", "ext4", "-O", "^metadata_csum")
+	path := mkfs(t, 16, false, "-t", "ext4", "-b", "4096", "-O", "^metadata_csum")
 	good, err := os.ReadFile(path)
 	must(t, err)
 	for _, v := range []struct {
@@ -75,7 +70,7 @@ func TestOpen_RefusesCorruptSuperblocks(t *testing.T) {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
-	path = mkfs(t, 16, false, "-t", "ext4")
+	path = mkfs(t, 16, false, "-t", "ext4", "-b", "4096")
 	good, err = os.ReadFile(path)
 	must(t, err)
 	good[superOffset+0x78] ^= 1 // of the label
@@ -101,9 +96,15 @@ func TestWarnings_SayThatTheJournalWasNotReplayed(t *testing.T) {
 	syncFS(t, dir)
 	dirty := copyFile(t, path)
 	umount()
-	fs, _ := openImage(t, dirty)
+	if fs, _ := openImage(t, dirty); len(fs.Warnings()) != 0 {
+		t.Errorf("dirty: %q", fs.Warnings())
+	}
+	b := mustRead(t, dirty)
+	b[journalSuperAt(t, b)] = 0
+	fs, err := New().Open(inMemory(b))
+	must(t, err)
 	if w := fs.Warnings(); len(w) != 1 || !strings.Contains(w[0], "journal was not replayed") {
-		t.Errorf("dirty: %q", w)
+		t.Errorf("dirty, and without the journal's superblock: %q", w)
 	}
 	if _, err := fs.Attr(fs.Root()); err != nil {
 		t.Error(err)
@@ -219,32 +220,6 @@ func TestStatFS_CountsBigallocOverheadItself(t *testing.T) {
 	}
 }
 
-func TestReadable_RefusesFlagsByName(t *testing.T) {
-	path := mkfs(t, 32, false, "-t", "ext4")
-	populate(t, path, func(dir string) {
-		for _, name := range []string{"encrypt", "casefold"} {
-			must(t, os.Mkdir(filepath.Join(dir, name), 0o755))
-		}
-		must(t, os.WriteFile(filepath.Join(dir, "inline_data"), []byte("x"), 0o644))
-	})
-	debugfs(t, path, "sif encrypt flags 0x80800", "sif casefold flags 0x40080000", "sif inline_data flags 0x10080000")
-	fs, _ := openImage(t, path)
-	refused := func(name string, err error) {
-		t.Helper()
-		if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, name := range []string{"encrypt", "casefold"} {
-		ino := lookup(t, fs, name).Ino
-		_, err := fs.Lookup(ino, "x")
-		refused(name, err)
-		refused(name, fs.ReadDir(ino, 0, false, func(*backend.DirEntry) bool { return true }))
-	}
-	_, err := fs.OpenFile(lookup(t, fs, "inline_data").Ino)
-	refused("inline_data", err)
-}
-
 // largeDirectory makes an image with a directory of n names.
 func largeDirectory(t testing.TB, n int, args ...string) string {
 	path := mkfs(t, 16+n/200, false, append([]string{"-t", "ext4", "-N", fmt.Sprint(n + 2000)}, args...)...)
@@ -277,7 +252,7 @@ func TestLookup_ReadsFewBlocksOfLargeDirectories(t *testing.T) {
 				}
 				for i := 0; i < names/10; i += 7 {
 					name := fmt.Sprintf("n\xff\xfeame %d \xc3\xbc and more than 32 bytes", i)
-					if ino, err := fs.findHashed(&in, name); err != nil || ino == 0 {
+					if ino, err := fs.findHashed(&in, exactly(name)); err != nil || ino == 0 {
 						t.Fatalf("%q: %d, %v", name, ino, err)
 					}
 				}
@@ -322,11 +297,11 @@ func TestNameHash_EqualsDebugfs(t *testing.T) {
 				if i < 0 {
 					t.Fatalf("debugfs: %q", out)
 				}
-				var want uint32
-				_, err = fmt.Sscanf(string(out)[i:], " is 0x%x", &want)
+				var want, wantMinor uint32
+				_, err = fmt.Sscanf(string(out)[i:], " is 0x%x (minor 0x%x)", &want, &wantMinor)
 				must(t, err)
-				if got := nameHash(name, version, with); got != want&^1 {
-					t.Errorf("%s of %q with seed %q: 0x%08x, debugfs says 0x%08x", alg, name, s, got, want)
+				if got, minor := nameHash(name, version, with); got != want&^1 || minor != wantMinor {
+					t.Errorf("%s of %q with seed %q: 0x%08x and 0x%08x, debugfs says 0x%08x and 0x%08x", alg, name, s, got, minor, want, wantMinor)
 				}
 			}
 		}
@@ -440,4 +415,21 @@ func writeAt(t testing.TB, path string, off int64) {
 	defer f.Close()
 	_, err = f.WriteAt([]byte("changed"), off)
 	must(t, err)
+}
+
+func TestOpen_RefusesARootThatIsNoDirectory(t *testing.T) {
+	good := smallImage(t, "-O", "^metadata_csum,^uninit_bg")
+	opened, err := New().Open(inMemory(good))
+	must(t, err)
+	fs := opened.(*FS)
+	table, err := fs.inodeTable(0)
+	must(t, err)
+	at := table<<fs.sb.blockBits + (rootIno-1)*uint64(fs.sb.inodeBytes)
+	for name, mode := range map[string]uint16{"unused": 0, "regular": 0o100644} {
+		b := append([]byte(nil), good...)
+		binary.LittleEndian.PutUint16(b[at:], mode)
+		if _, err := New().Open(inMemory(b)); !errors.Is(err, backend.ErrCorrupt) || !strings.Contains(err.Error(), "inode 2") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -35,7 +35,7 @@ const (
 )
 
 // Read-only compatible features, superblock offset 0x64. None of the others changes how
-// a filesystem is read.
+// a filesystem is read, unknown ones included: the kernel mounts these read-only.
 const (
 	roCompatSparseSuper      = 0x1
 	roCompatHugeFile         = 0x8
@@ -47,23 +47,20 @@ const (
 // incompatRead are the incompatible features that are read. The block that mmp guards
 // is for those who write.
 const incompatRead = incompatFiletype | incompatRecover | incompatExtents | incompat64Bit |
-	incompatMMP | incompatFlexBG | incompatChecksumSeed
+	incompatMMP | incompatFlexBG | incompatChecksumSeed | incompatMetaBG | incompatLargeDir |
+	incompatEAInode | incompatInlineData | incompatEncrypt | incompatCasefold
 
 // incompatNames are the names that mke2fs and dumpe2fs use.
 var incompatNames = map[uint32]string{
 	incompatCompression: "compression",
-	incompatJournalDev:  "journal_dev",
-	incompatMetaBG:      "meta_bg",
-	incompatEAInode:     "ea_inode",
 	incompatDirdata:     "dirdata",
-	incompatLargeDir:    "large_dir",
-	incompatInlineData:  "inline_data",
-	incompatEncrypt:     "encrypt",
-	incompatCasefold:    "casefold",
 }
 
 // checkIncompat refuses the features that are not read, all of them by name.
 func checkIncompat(features uint32) error {
+	if features&incompatJournalDev != 0 {
+		return fmt.Errorf("ext4: this is the external journal of a filesystem on another device (feature journal_dev) and holds no files: %w", backend.ErrUnsupported)
+	}
 	var names []string
 	for bit := uint32(1); bit != 0; bit <<= 1 {
 		if features&^uint32(incompatRead)&bit == 0 {
@@ -82,5 +79,5 @@ func checkIncompat(features uint32) error {
 	if len(names) > 1 {
 		verb = "are"
 	}
-	return fmt.Errorf("ext4: this filesystem uses %s, which %s not read yet: %w", strings.Join(names, ", "), verb, backend.ErrUnsupported)
+	return fmt.Errorf("ext4: this filesystem uses %s, which %s not read: %w", strings.Join(names, ", "), verb, backend.ErrUnsupported)
 }

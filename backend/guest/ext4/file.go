@@ -17,6 +17,7 @@ type file struct {
 	fs   *FS
 	in   inode
 	last atomic.Pointer[run] // the run that was used last
+	data []byte              // what is in the inode, of an inline file; zeros follow
 }
 
 // OpenFile opens a regular file: ErrIsDirectory, and ErrInvalid for what is neither.
@@ -32,17 +33,21 @@ func (fs *FS) OpenFile(ino uint64) (backend.File, error) {
 	default:
 		return nil, fmt.Errorf("inode %d is not a regular file: %w", ino, backend.ErrInvalid)
 	}
-	if err := f.in.readable(); err != nil {
-		return nil, err
+	if f.in.flags&inodeEncrypt != 0 {
+		return nil, fmt.Errorf("inode %d is encrypted, and its key is the guest's: %w", ino, backend.ErrNoKey)
 	}
-	f.in.raw = nil // would keep a run of the inode table in memory
+	if f.in.inline {
+		f.data = f.in.inlineData()
+	}
+	f.in.raw, f.in.inlineRest = nil, nil // would keep a run of the inode table in memory
 	return f, nil
 }
 
 func (f *file) Size() int64 { return int64(f.in.size) }
 
-// Allocated is the space that the file holds with its metadata blocks, in bytes.
-func (f *file) Allocated() int64 { return f.in.blocks512 * 512 }
+// Allocated is the space that the file holds with its metadata blocks, in bytes, as
+// stat(2) says.
+func (f *file) Allocated() int64 { return f.in.attr.Blocks512 * 512 }
 
 func (f *file) Close() error { return nil }
 
@@ -81,6 +86,9 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("inode %d: read at offset %d: %w", f.in.ino, off, backend.ErrInvalid)
 	}
+	if f.in.inline {
+		return f.readInline(p, off)
+	}
 	var n int
 	for n < len(p) {
 		if off >= f.Size() {
@@ -107,7 +115,7 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 
 // Locate finds written bytes on the device.
 func (f *file) Locate(off, length int64) (backend.Location, bool) {
-	if off < 0 || off >= f.Size() || length <= 0 {
+	if off < 0 || off >= f.Size() || length <= 0 || f.in.inline {
 		return backend.Location{}, false
 	}
 	r, rest, phys, err := f.at(off)
@@ -127,6 +135,9 @@ func (f *file) NextHole(off int64) (int64, error) { return f.seek(off, false) }
 func (f *file) seek(off int64, data bool) (int64, error) {
 	if off < 0 || off >= f.Size() {
 		return 0, backend.ErrRange
+	}
+	if f.in.inline {
+		return f.seekInline(off, data)
 	}
 	for i := 0; off < f.Size(); i++ {
 		if i == maxSeekRuns {

@@ -11,6 +11,7 @@ const (
 	hashLegacyUnsigned
 	hashHalfMD4Unsigned
 	hashTEAUnsigned
+	hashSip // with a key that is derived from an encrypted directory's: in its entries, never computed
 
 	hashUnsigned = hashLegacyUnsigned - hashLegacy
 	// hashEnd is a hash that no name has: it stands for the end of a directory.
@@ -18,14 +19,13 @@ const (
 )
 
 // nameHash is the hash of a name, of a version from hashLegacy to hashTEAUnsigned; its
-// lowest bit is 0.
-func nameHash(name string, version int, seed [4]uint32) uint32 {
+// lowest bit is 0. minor is what orders names of the same hash. Both are 0 for other versions.
+func nameHash(name string, version int, seed [4]uint32) (hash, minor uint32) {
 	signed := version < hashUnsigned
 	buf := [4]uint32{0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476}
 	if seed != [4]uint32{} {
 		buf = seed
 	}
-	var hash uint32
 	switch version {
 	case hashLegacy, hashLegacyUnsigned:
 		hash = legacyHash(name, signed)
@@ -35,20 +35,20 @@ func nameHash(name string, version int, seed [4]uint32) uint32 {
 			packName(in[:], rest, signed)
 			halfMD4(&buf, &in)
 		}
-		hash = buf[1]
+		hash, minor = buf[1], buf[2]
 	case hashTEA, hashTEAUnsigned:
 		for rest := name; rest != ""; rest = rest[min(16, len(rest)):] {
 			var in [4]uint32
 			packName(in[:], rest, signed)
 			tea(&buf, &in)
 		}
-		hash = buf[0]
+		hash, minor = buf[0], buf[1]
 	}
 	hash &^= 1
 	if hash == hashEnd {
 		hash = hashEnd - 2
 	}
-	return hash
+	return hash, minor
 }
 
 // nameByte extends a byte of a name to 32 bits.

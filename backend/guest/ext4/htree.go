@@ -12,9 +12,8 @@ const (
 	indexNodeAt     = 8    // after the unused entry that spans an inner block
 	indexEntryBytes = 8
 	indexTailBytes  = 8
-	// maxIndexLevels is one inner level: more need the feature large_dir.
-	maxIndexLevels = 1
-	indexBlockMask = 0x0fffffff
+	maxIndexLevels  = 2 // of inner blocks; more than one need the feature large_dir
+	indexBlockMask  = 0x0fffffff
 )
 
 // errOddIndex is for an htree that is not as the kernel makes it: the directory is
@@ -108,21 +107,48 @@ func (fs *FS) dirBlockAt(in *inode, block uint64) ([]byte, error) {
 	return fs.dirBlock(in, block, r.phys+block-r.logical)
 }
 
-// findHashed finds a name through the htree: its inode number, 0 if there is none.
-func (fs *FS) findHashed(in *inode, name string) (uint32, error) {
+// indexLevels is how many levels of inner blocks an htree may have.
+func (s *super) indexLevels() int {
+	if s.incompat&incompatLargeDir != 0 {
+		return maxIndexLevels
+	}
+	return maxIndexLevels - 1
+}
+
+// indexRoot reads the root of an htree, and which hash of its names it goes by.
+func (fs *FS) indexRoot(in *inode) (root indexNode, version, levels int, err error) {
 	root, b, err := fs.index(in, 0)
+	if err != nil {
+		return indexNode{}, 0, 0, err
+	}
+	// The root's own fields: reserved, hash version, their length, levels.
+	version, levels = int(b[0x1c]), int(b[0x1e])
+	if binary.LittleEndian.Uint32(b[0x18:]) != 0 || b[0x1d] != 8 || levels > fs.sb.indexLevels() ||
+		version > hashSip || (version == hashSip) != in.hashInEntries() {
+		return indexNode{}, 0, 0, errOddIndex
+	}
+	return root, fs.sb.hashVersion(version), levels, nil
+}
+
+// hashVersion is what a version that the disk says means: of the first three, it does not
+// say whether bytes are signed.
+func (s *super) hashVersion(version int) int {
+	if version < hashUnsigned && s.hashUnsigned {
+		version += hashUnsigned
+	}
+	return version
+}
+
+// findHashed finds a name through the htree: its inode number, 0 if there is none.
+func (fs *FS) findHashed(in *inode, w *wanted) (uint32, error) {
+	root, version, levels, err := fs.indexRoot(in)
 	if err != nil {
 		return 0, err
 	}
-	// The root's own fields: reserved, hash version, their length, levels.
-	version, length, levels := int(b[0x1c]), b[0x1d], int(b[0x1e])
-	if binary.LittleEndian.Uint32(b[0x18:]) != 0 || length != 8 || levels > maxIndexLevels || version > hashTEAUnsigned {
-		return 0, errOddIndex
+	hash := w.hash
+	if !w.hashKnown {
+		hash, _ = nameHash(w.hashed, version, fs.sb.hashSeed)
 	}
-	if version < hashUnsigned && fs.sb.hashUnsigned {
-		version += hashUnsigned
-	}
-	hash := nameHash(name, version, fs.sb.hashSeed)
 	path := [1 + maxIndexLevels]indexNode{root}
 	for level := 0; ; level++ {
 		n := &path[level]
@@ -140,7 +166,7 @@ func (fs *FS) findHashed(in *inode, name string) (uint32, error) {
 		if err := in.interrupted(i); err != nil {
 			return 0, err
 		}
-		ino, err := fs.findInLeaf(in, path[levels].block(), name)
+		ino, err := fs.findInLeaf(in, path[levels].block(), w)
 		if err != nil || ino != 0 {
 			return ino, err
 		}
@@ -164,7 +190,7 @@ func (fs *FS) findHashed(in *inode, name string) (uint32, error) {
 	return 0, errOddIndex
 }
 
-func (fs *FS) findInLeaf(in *inode, block uint64, name string) (uint32, error) {
+func (fs *FS) findInLeaf(in *inode, block uint64, w *wanted) (uint32, error) {
 	b, err := fs.dirBlockAt(in, block)
 	if err != nil {
 		return 0, err
@@ -174,7 +200,7 @@ func (fs *FS) findInLeaf(in *inode, block uint64, name string) (uint32, error) {
 		if err != nil {
 			return 0, fmt.Errorf("inode %d: the directory's block %d: %w", in.ino, block, err)
 		}
-		if e.ino != 0 && string(e.name) == name {
+		if e.ino != 0 && w.is(e.name) {
 			return e.ino, nil
 		}
 		at += e.length

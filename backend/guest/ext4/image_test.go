@@ -3,10 +3,12 @@ package ext4
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -157,9 +159,34 @@ func mkfs(t testing.TB, sizeMiB int, fill bool, args ...string) string {
 // it returns is called.
 func mount(t testing.TB, path, options string) (dir string, umount func()) {
 	t.Helper()
+	return mountType(t, "ext4", path, options)
+}
+
+func mountType(t testing.TB, fsType, path, options string) (dir string, umount func()) {
+	t.Helper()
 	testneed.Loop(t)
 	dir = t.TempDir()
-	command(t, "mount", "-t", "ext4", "-o", "loop,"+options, path, dir)
+	command(t, "mount", "-t", fsType, "-o", "loop,"+options, path, dir)
+	return dir, unmounter(t, dir)
+}
+
+// mountRecovering is mount read-only, but on a device that the kernel can write to as it
+// recovers the filesystem.
+func mountRecovering(t testing.TB, path, options string) (dir string, umount func(), err error) {
+	t.Helper()
+	testneed.Loop(t)
+	dir = t.TempDir()
+	loop := strings.TrimSpace(command(t, "losetup", "--find", "--show", path))
+	out, err := exec.Command("mount", "-t", "ext4", "-o", options, loop, dir).CombinedOutput()
+	command(t, "losetup", "-d", loop) // when it is unmounted
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return dir, unmounter(t, dir), nil
+}
+
+// unmounter returns a function that unmounts once, at the test's end at the latest.
+func unmounter(t testing.TB, dir string) (umount func()) {
 	done := false
 	umount = func() {
 		if done {
@@ -178,7 +205,7 @@ func mount(t testing.TB, path, options string) (dir string, umount func()) {
 		}
 	}
 	t.Cleanup(umount)
-	return dir, umount
+	return umount
 }
 
 // populate runs fill on a writable mount of an image.
@@ -258,7 +285,7 @@ func walk(fs backend.FS, maxEntries, maxBytes int) (entries, bytes int, first er
 				failed(err)
 			case backend.TypeRegular:
 				f, err := fs.OpenFile(e.Ino)
-				if failed(err) {
+				if errors.Is(err, backend.ErrNoKey) || failed(err) {
 					continue
 				}
 				for off := int64(0); bytes < maxBytes; {

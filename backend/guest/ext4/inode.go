@@ -40,6 +40,8 @@ type inode struct {
 	extra      int // bytes beyond the first 128 that are fields
 	block      [blockArray]byte
 	attr       backend.Attr
+	inline     bool            // its content is in the inode, in block and inlineRest
+	inlineRest []byte          // of raw
 	raw        []byte          // of the cache: not to be changed
 	done       <-chan struct{} // ends a walk of the directory; nil for never
 }
@@ -140,7 +142,7 @@ func (fs *FS) readInode(ino uint32, in *inode) error {
 	in.flags = le.Uint32(b[0x20:])
 	copy(in.block[:], b[0x28:])
 	in.size = uint64(le.Uint32(b[0x4:]))
-	if in.fileType() == backend.TypeRegular {
+	if in.fileType() == backend.TypeRegular || sb.incompat&incompatLargeDir != 0 {
 		in.size |= uint64(le.Uint32(b[0x6c:])) << 32
 		if in.size > math.MaxInt64 {
 			return corrupt("inode %d: size %d", ino, in.size)
@@ -156,6 +158,12 @@ func (fs *FS) readInode(ino uint32, in *inode) error {
 		if in.flags&inodeHugeFile != 0 {
 			in.blocks512 <<= sb.blockBits - 9
 		}
+	}
+	if in.flags&inodeCasefold != 0 && sb.incompat&incompatCasefold == 0 {
+		return corrupt("inode %d has the flag casefold, in a filesystem without that feature", ino)
+	}
+	if err := fs.parseInline(in); err != nil {
+		return err
 	}
 	in.parseAttr(b)
 	return nil
@@ -202,6 +210,13 @@ func (in *inode) parseAttr(b []byte) {
 		Mtime:      in.time(b, 0x10, 0x88),
 		Atime:      in.time(b, 0x08, 0x8c),
 	}
+	switch {
+	case in.inline && in.attr.Type == backend.TypeRegular:
+		// So that no tool takes the file for one hole.
+		in.attr.Blocks512 += int64((in.size + 511) / 512)
+	case in.flags&inodeEncrypt != 0 && in.attr.Type == backend.TypeSymlink:
+		in.attr.SizeBytes = noKeyTargetBytes(in.size)
+	}
 	if t := in.attr.Type; t == backend.TypeChar || t == backend.TypeBlock {
 		if old := le.Uint32(in.block[0:]); old != 0 {
 			in.attr.RdevMajor, in.attr.RdevMinor = old>>8&0xff, old&0xff
@@ -224,19 +239,6 @@ func (in *inode) time(b []byte, at, extraAt int) backend.Time {
 		t.Nsec = min(extra>>2, nsecMax)
 	}
 	return t
-}
-
-// readable refuses inodes whose content or names are not read.
-func (in *inode) readable() error {
-	for _, f := range []struct {
-		flag uint32
-		name string
-	}{{inodeInlineData, "inline_data"}, {inodeEncrypt, "encrypt"}, {inodeCasefold, "casefold"}} {
-		if in.flags&f.flag != 0 {
-			return fmt.Errorf("inode %d uses %s, which is not read yet: %w", in.ino, f.name, backend.ErrUnsupported)
-		}
-	}
-	return nil
 }
 
 // Attr is stat.

@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"domfs/backend"
 	"domfs/backend/backendtest"
 	"domfs/backend/backendtest/fstree"
 	"domfs/backend/backendtest/testneed"
@@ -263,6 +261,9 @@ func TestTree_EqualsTheKernelsMount(t *testing.T) {
 		{"metadata_csum_seed", 500, []string{"-t", "ext4", "-O", "metadata_csum_seed"}, nil},
 		{"many features", 500, []string{"-t", "ext4", "-b", "1024", "-O", "orphan_file,sparse_super2,^resize_inode,verity,^flex_bg"}, []string{"-O", "quota,project,mmp"}},
 		{"bigalloc", 500, []string{"-t", "ext4", "-O", "bigalloc", "-C", "65536"}, nil},
+		{"inline_data", 500, []string{"-t", "ext4", "-O", "inline_data"}, nil},
+		{"inline_data in inodes of 1024 bytes", 500, []string{"-t", "ext4", "-I", "1024", "-O", "inline_data,^metadata_csum,^dir_index"}, nil},
+		{"inline_data and ea_inode", 500, []string{"-t", "ext4", "-b", "1024", "-O", "inline_data,ea_inode,^has_journal"}, nil},
 		{"lazy", 500, []string{"-t", "ext4", "-E", "lazy_itable_init=1,lazy_journal_init=1"}, nil},
 		{"ext3", 500, []string{"-t", "ext3"}, nil},
 		{"ext2", 500, []string{"-t", "ext2", "-b", "1024"}, nil},
@@ -281,7 +282,7 @@ func TestTree_EqualsTheKernelsMount(t *testing.T) {
 				t.Errorf("too little was compared: %+v", stats)
 			}
 			switch v.name {
-			case "default", "1 KiB blocks", "inodes of 128 bytes", "without dir_index", "without extents":
+			case "default", "1 KiB blocks", "inodes of 128 bytes", "without dir_index", "without extents", "inline_data", "inline_data and ea_inode":
 				fs, _ := openImage(t, path)
 				backendtest.Filesystem(t, fs)
 			}
@@ -336,57 +337,4 @@ func TestMapRun_ReadsDeepTrees(t *testing.T) {
 		t.Errorf("the tree of the fragmented file is only %d deep", depth)
 	}
 	compareWithKernel(t, path)
-}
-
-// What the kernel's mount of this machine cannot read is compared with what the image
-// was made of.
-func TestTree_ReadsBlocksLargerThanPages(t *testing.T) {
-	testneed.Tools(t, "mke2fs", "e2fsck")
-	source := imageDir(t)
-	fillNames(t, filepath.Join(source, "names"))
-	fillLarge(t, filepath.Join(source, "large"), 1500)
-	for _, n := range []int{0, 1, 65535, 65536, 65537, 300_000} {
-		must(t, os.WriteFile(filepath.Join(source, fmt.Sprint(n)), content(uint64(n), n), 0o644))
-	}
-	must(t, os.Symlink(strings.Repeat("l", 3000), filepath.Join(source, "link")))
-	for _, blockSize := range []string{"8192", "65536"} {
-		t.Run(blockSize, func(t *testing.T) {
-			path := mkfs(t, 256, false, "-t", "ext4", "-b", blockSize, "-N", "8192", "-d", source)
-			command(t, "e2fsck", "-fyD", path)
-			fs, _ := openImage(t, path)
-			if a := lookup(t, fs, "large"); a.SizeBytes < 65536 {
-				t.Errorf("the large directory has %d bytes only", a.SizeBytes)
-			}
-			must(t, filepath.WalkDir(source, func(p string, d os.DirEntry, err error) error {
-				must(t, err)
-				rel, err := filepath.Rel(source, p)
-				must(t, err)
-				if rel == "." {
-					return nil
-				}
-				a := lookup(t, fs, strings.Split(rel, "/")...)
-				switch a.Type {
-				case backend.TypeRegular:
-					want, err := os.ReadFile(p)
-					must(t, err)
-					f, err := fs.OpenFile(a.Ino)
-					must(t, err)
-					got := make([]byte, f.Size())
-					_, err = f.ReadAt(got, 0)
-					must(t, err)
-					if !bytes.Equal(got, want) {
-						t.Errorf("%q: %d bytes differ from the %d of the source", rel, len(got), len(want))
-					}
-				case backend.TypeSymlink:
-					want, err := os.Readlink(p)
-					must(t, err)
-					if got, err := fs.Readlink(a.Ino); err != nil || string(got) != want {
-						t.Errorf("%q: %q, %v", rel, got, err)
-					}
-				}
-				return nil
-			}))
-			backendtest.Filesystem(t, fs)
-		})
-	}
 }

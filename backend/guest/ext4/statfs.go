@@ -42,9 +42,9 @@ func (fs *FS) computeStat() (backend.FSStat, error) {
 	}
 	var freeClusters, freeInodes uint64
 	for g := range sb.groups {
-		if perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes); g%perBlock == 0 {
+		if perBlock := sb.descsPerBlock(); g%perBlock == 0 {
 			i := g / perBlock
-			fs.readahead(fs.groupDescBlock(i), int(min(sb.groupDescBlocks()-i, readaheadBytes)))
+			fs.readahead(sb.groupDescBlock(i), int(min(sb.groupDescRun(i), readaheadBytes)))
 		}
 		b, err := fs.rawGroup(g)
 		if err != nil {
@@ -82,7 +82,7 @@ func (fs *FS) overhead() (uint64, error) {
 	case sb.clusterBits == 0:
 		clusters = uint64(sb.firstDataBlock)
 		for g := range sb.groups {
-			clusters += sb.inodeTableBlocks() + 2 + fs.superBlocks(g)
+			clusters += sb.inodeTableBlocks() + 2 + sb.superBlocks(g)
 		}
 	case sb.overhead != 0 && uint64(sb.overhead) <= sb.blocks:
 		return uint64(sb.overhead) << sb.clusterBits, nil
@@ -107,11 +107,12 @@ func (fs *FS) overhead() (uint64, error) {
 
 // superBlocks counts a group's blocks of superblock, descriptors and the room kept for
 // more of these.
-func (fs *FS) superBlocks(group uint64) uint64 {
-	if !fs.sb.hasSuper(group) {
-		return 0
+func (s *super) superBlocks(group uint64) uint64 {
+	n := s.descBlocksIn(group)
+	if s.hasSuper(group) {
+		n += 1 + uint64(s.reservedGDT)
 	}
-	return 1 + fs.sb.groupDescBlocks() + uint64(fs.sb.reservedGDT)
+	return n
 }
 
 // hasSuper tells whether a group begins with a copy of the superblock.
@@ -159,9 +160,11 @@ func (fs *FS) bigallocOverhead() (uint64, error) {
 		add(desc.inodeBitmap, 1)
 		add(desc.inodeTable, sb.inodeTableBlocks())
 		// The kernel does not count the room for more descriptors here.
+		supers := sb.descBlocksIn(g)
 		if sb.hasSuper(g) {
-			add(uint64(sb.firstDataBlock)+g*uint64(sb.blocksPerGroup), 1+sb.groupDescBlocks())
+			supers++
 		}
+		add(sb.groupStart(g), min(supers, uint64(sb.blocksPerGroup)))
 	}
 	sort.Slice(spans, func(i, j int) bool { return spans[i].first < spans[j].first })
 	var count, next uint64

@@ -19,6 +19,7 @@ const (
 	minInodeBytes   = 128
 	descBytes32     = 32
 	descBytes64     = 64
+	maxDescBytes    = 1024
 
 	rootIno          = 2
 	firstInoRev0     = 11
@@ -50,13 +51,19 @@ type super struct {
 	roCompat       uint32
 	uuid           [16]byte
 	journalIno     uint32
+	journalBackup  []byte // block map and size of the journal's inode; nil without
 	hashSeed       [4]uint32
+	defaultHash    uint8 // the hash version of directories without an htree of their own
 	hashUnsigned   bool
-	hashSignKnown  bool // the superblock says which of both hashes was used
-	backupGroups   [2]uint32
+	hashSignKnown  bool      // the superblock says which of both hashes was used
+	backupGroups   [2]uint32 // with sparse_super2
+	firstMetaBG    uint32    // the first block of the descriptor table that meta_bg places
+	groupNumber    uint16    // of the copy
+	copyOf         uint64    // the group that a copy was read from; 0 for the first superblock
 	overhead       uint32    // clusters, as mke2fs counted them
 	hidden         [4]uint32 // inodes of quotas and of the orphan file
-	seed           uint32    // what metadata checksums begin with
+	seed           uint32    // what metadata checksums, and hashes of attribute values, begin with
+	encoding       uint16    // of names in case-folded directories
 }
 
 func (s *super) blockBytes() int { return 1 << s.blockBits }
@@ -69,10 +76,18 @@ func (s *super) inodeTableBlocks() uint64 {
 // superBlock is the number of the block that the first superblock lies in.
 func (s *super) superBlock() uint64 { return superOffset >> s.blockBits }
 
+// descsPerBlock is how many group descriptors a block holds.
+func (s *super) descsPerBlock() uint64 { return uint64(s.blockBytes()) / uint64(s.descBytes) }
+
 // groupDescBlocks is the length of the group descriptor table.
 func (s *super) groupDescBlocks() uint64 {
-	perBlock := uint64(s.blockBytes()) / uint64(s.descBytes)
+	perBlock := s.descsPerBlock()
 	return (s.groups + perBlock - 1) / perBlock
+}
+
+// groupStart is the first block of a group.
+func (s *super) groupStart(group uint64) uint64 {
+	return uint64(s.firstDataBlock) + group*uint64(s.blocksPerGroup)
 }
 
 func parseSuper(b []byte) (*super, error) {
@@ -95,19 +110,18 @@ func parseSuper(b []byte) (*super, error) {
 		journalIno:     le.Uint32(b[0xe0:]),
 		overhead:       le.Uint32(b[0x248:]),
 	}
-	if rev := le.Uint32(b[0x4c:]); rev > 1 {
-		return nil, fmt.Errorf("ext4: superblock: revision %d is not known: %w", rev, backend.ErrUnsupported)
-	} else if rev == 1 {
+	// To the kernel, a revision above 1 only forbids writing, and the features count in
+	// revision 0, too.
+	if rev := le.Uint32(b[0x4c:]); rev > 0 {
 		s.firstIno = le.Uint32(b[0x54:])
 		s.inodeBytes = uint32(le.Uint16(b[0x58:]))
-		s.compat = le.Uint32(b[0x5c:])
-		s.incompat = le.Uint32(b[0x60:])
-		s.roCompat = le.Uint32(b[0x64:])
 	}
-	if err := checkIncompat(s.incompat); err != nil {
-		return nil, err
-	}
+	s.groupNumber = le.Uint16(b[0x5a:])
+	s.compat = le.Uint32(b[0x5c:])
+	s.incompat = le.Uint32(b[0x60:])
+	s.roCompat = le.Uint32(b[0x64:])
 	copy(s.uuid[:], b[0x68:])
+	// The checksum first: what it covers may be damaged.
 	if s.roCompat&roCompatMetadataChecksum != 0 {
 		if kind := b[0x175]; kind != checksumCRC32C {
 			return nil, fmt.Errorf("ext4: superblock: checksum type %d is not known: %w", kind, backend.ErrUnsupported)
@@ -115,10 +129,19 @@ func parseSuper(b []byte) (*super, error) {
 		if stored, sum := le.Uint32(b[0x3fc:]), crc32c(^uint32(0), b[:0x3fc]); stored != sum {
 			return nil, corrupt("ext4: superblock: checksum is 0x%08x, computed 0x%08x", stored, sum)
 		}
-		s.seed = crc32c(^uint32(0), s.uuid[:])
-		if s.incompat&incompatChecksumSeed != 0 {
-			s.seed = le.Uint32(b[0x270:])
-		}
+	}
+	if err := checkIncompat(s.incompat); err != nil {
+		return nil, err
+	}
+	s.firstMetaBG = le.Uint32(b[0x104:])
+	s.seed = crc32c(^uint32(0), s.uuid[:])
+	if s.incompat&incompatChecksumSeed != 0 {
+		s.seed = le.Uint32(b[0x270:])
+	}
+	s.defaultHash = b[0xfc]
+	s.encoding = le.Uint16(b[0x27c:])
+	if b[0xfd] == journalBackupBlocks {
+		s.journalBackup = append([]byte(nil), b[0x10c:][:journalBackupBytes]...)
 	}
 	for i := range s.hashSeed {
 		s.hashSeed[i] = le.Uint32(b[0xec+4*i:])
@@ -153,7 +176,7 @@ func (s *super) parseGeometry(logBlock, logCluster uint32) error {
 	switch {
 	case s.inodeBytes < minInodeBytes || s.inodeBytes > block || bits.OnesCount32(s.inodeBytes) != 1:
 		return corrupt("ext4: superblock: inode size %d", s.inodeBytes)
-	case s.incompat&incompat64Bit != 0 && (s.descBytes < descBytes64 || s.descBytes > block || bits.OnesCount32(s.descBytes) != 1):
+	case s.incompat&incompat64Bit != 0 && (s.descBytes < descBytes64 || s.descBytes > maxDescBytes || bits.OnesCount32(s.descBytes) != 1):
 		return corrupt("ext4: superblock: group descriptor size %d", s.descBytes)
 	case s.blocksPerGroup == 0 || uint64(s.blocksPerGroup) > uint64(block)*8<<s.clusterBits:
 		return corrupt("ext4: superblock: %d blocks in a group", s.blocksPerGroup)
@@ -172,6 +195,9 @@ func (s *super) parseGeometry(logBlock, logCluster uint32) error {
 	}
 	if s.groups*uint64(s.inodesPerGroup) != uint64(s.inodes) {
 		return corrupt("ext4: superblock: %d inodes, but %d groups of %d", s.inodes, s.groups, s.inodesPerGroup)
+	}
+	if n := s.groupDescBlocks(); s.incompat&incompatMetaBG != 0 && uint64(s.firstMetaBG) > n {
+		return corrupt("ext4: superblock: meta_bg begins with block %d of a group descriptor table of %d", s.firstMetaBG, n)
 	}
 	return nil
 }

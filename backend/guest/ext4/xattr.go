@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -15,12 +14,17 @@ const (
 	xattrBlockHeader = 32 // bytes
 	xattrEntryBytes  = 16 // without the name
 
+	// xattrDiskMax is the size of the largest value, xattrShownMax that of the largest one that
+	// Linux shows.
+	xattrDiskMax  = 1 << 24 // bytes
+	xattrShownMax = 1 << 16 // bytes
+
 	xattrACLAccess  = 2
 	xattrACLDefault = 3
 )
 
 // xattrPrefixes are the prefixes of names by e_name_index. What is not here the kernel
-// does not show: Lustre's, inline data, what fscrypt keeps.
+// does not show: Lustre's, inline data, the context of an encrypted file.
 var xattrPrefixes = map[uint8]string{
 	1:               "user.",
 	xattrACLAccess:  "system.posix_acl_access",
@@ -35,7 +39,10 @@ var xattrPrefixes = map[uint8]string{
 type xattr struct {
 	index uint8
 	name  []byte // without the prefix
-	value []byte
+	value []byte // if it is with the entry
+	size  uint32 // of the value, in bytes
+	inum  uint32 // of the inode that the value is in; 0 if it is with the entry
+	hash  uint32 // of name and value
 }
 
 // fullName is empty for an attribute that is not shown.
@@ -49,8 +56,12 @@ func (x *xattr) fullName() string {
 
 // ListXattr lists those in the inode, then those in the block.
 func (fs *FS) ListXattr(ino uint64) ([]string, error) {
+	var in inode
+	if err := fs.inode(ino, &in); err != nil {
+		return nil, err
+	}
 	var names []string
-	err := fs.xattrs(ino, func(x *xattr) (bool, error) {
+	err := fs.xattrs(&in, func(x *xattr) (bool, error) {
 		if name := x.fullName(); name != "" {
 			names = append(names, name)
 		}
@@ -61,24 +72,30 @@ func (fs *FS) ListXattr(ino uint64) ([]string, error) {
 
 // Xattr is the value of one.
 func (fs *FS) Xattr(ino uint64, name string) ([]byte, error) {
+	var in inode
+	if err := fs.inode(ino, &in); err != nil {
+		return nil, err
+	}
 	var value []byte
 	found := false
-	err := fs.xattrs(ino, func(x *xattr) (bool, error) {
+	err := fs.xattrs(&in, func(x *xattr) (bool, error) {
 		if x.fullName() != name || name == "" {
 			return true, nil
 		}
 		var err error
-		if x.index == xattrACLAccess || x.index == xattrACLDefault {
-			value, err = convertACL(x.value)
-		} else {
-			value = bytes.Clone(x.value)
-			if value == nil {
-				value = []byte{}
-			}
+		if value = x.value; x.inum != 0 {
+			value, err = fs.eaValue(&in, x)
+		}
+		switch {
+		case err != nil:
+		case x.index == xattrACLAccess || x.index == xattrACLDefault:
+			value, err = convertACL(value)
+		default:
+			value = append([]byte{}, value...)
 		}
 		found = err == nil
 		if err != nil {
-			err = fmt.Errorf("inode %d: %s: %w", ino, name, err)
+			err = fmt.Errorf("%s: %w", name, err)
 		}
 		return false, err
 	})
@@ -89,34 +106,36 @@ func (fs *FS) Xattr(ino uint64, name string) ([]byte, error) {
 }
 
 // xattrs calls f with each attribute until it returns false.
-func (fs *FS) xattrs(ino uint64, f func(x *xattr) (bool, error)) error {
-	var in inode
-	if err := fs.inode(ino, &in); err != nil {
-		return err
-	}
-	if at := minInodeBytes + in.extra; in.extra != 0 && at+xattrInodeHeader <= len(in.raw) {
-		if body := in.raw[at:]; binary.LittleEndian.Uint32(body) == xattrMagic {
-			body = body[xattrInodeHeader:]
-			more, err := walkXattrs(body, body, f)
-			if err != nil {
-				return fmt.Errorf("inode %d: attributes in the inode: %w", ino, err)
-			}
-			if !more {
-				return nil
-			}
+func (fs *FS) xattrs(in *inode, f func(x *xattr) (bool, error)) error {
+	if body := in.xattrBody(); body != nil {
+		more, err := fs.sb.walkXattrs(body, body, f)
+		if err != nil {
+			return fmt.Errorf("inode %d: attributes in the inode: %w", in.ino, err)
+		}
+		if !more {
+			return nil
 		}
 	}
 	if in.xattrBlock == 0 {
 		return nil
 	}
-	b, err := fs.xattrBlock(&in)
+	b, err := fs.xattrBlock(in)
 	if err != nil {
 		return err
 	}
-	if _, err := walkXattrs(b[xattrBlockHeader:], b, f); err != nil {
-		return fmt.Errorf("inode %d: attribute block %d: %w", ino, in.xattrBlock, err)
+	if _, err := fs.sb.walkXattrs(b[xattrBlockHeader:], b, f); err != nil {
+		return fmt.Errorf("inode %d: attribute block %d: %w", in.ino, in.xattrBlock, err)
 	}
 	return nil
+}
+
+// xattrBody is the attributes in the inode, nil if there are none.
+func (in *inode) xattrBody() []byte {
+	at := minInodeBytes + in.extra
+	if in.extra == 0 || at+xattrInodeHeader > len(in.raw) || binary.LittleEndian.Uint32(in.raw[at:]) != xattrMagic {
+		return nil
+	}
+	return in.raw[at+xattrInodeHeader:]
 }
 
 func (fs *FS) xattrBlock(in *inode) ([]byte, error) {
@@ -150,8 +169,8 @@ func (fs *FS) xattrBlock(in *inode) ([]byte, error) {
 }
 
 // walkXattrs calls f with each of a list of entries. Their values lie in values, which
-// the list is the end of.
-func walkXattrs(list, values []byte, f func(x *xattr) (bool, error)) (more bool, err error) {
+// the list is the end of, or in inodes of their own.
+func (s *super) walkXattrs(list, values []byte, f func(x *xattr) (bool, error)) (more bool, err error) {
 	le := binary.LittleEndian
 	// Where the list ends, so that no value can reach into it.
 	end := 0
@@ -173,11 +192,15 @@ func walkXattrs(list, values []byte, f func(x *xattr) (bool, error)) (more bool,
 	for at := 0; at < end; at += xattrSize(list[at]) {
 		e := list[at:]
 		offset, inum, size := uint64(le.Uint16(e[2:])), le.Uint32(e[4:]), uint64(le.Uint32(e[8:]))
-		x = xattr{index: e[1], name: e[xattrEntryBytes:][:e[0]]}
-		if inum != 0 {
+		x = xattr{index: e[1], name: e[xattrEntryBytes:][:e[0]], size: uint32(size), inum: inum, hash: le.Uint32(e[12:])}
+		switch {
+		case inum != 0 && s.incompat&incompatEAInode == 0:
 			return false, corrupt("the entry at byte %d has its value in inode %d, without the feature ea_inode", at, inum)
-		}
-		if size > 0 {
+		case inum != 0 && (inum == rootIno || inum > s.inodes || s.reserved(inum)):
+			return false, corrupt("the entry at byte %d has its value in inode %d of %d", at, inum, s.inodes)
+		case size > xattrDiskMax:
+			return false, corrupt("the entry at byte %d has a value of %d bytes", at, size)
+		case inum == 0 && size > 0:
 			if offset < firstValue || size > uint64(len(values)) || offset > uint64(len(values))-size {
 				return false, corrupt("the entry at byte %d has its value at %d+%d of %d", at, offset, size, len(values))
 			}
