@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -152,14 +153,18 @@ func TestImage_ThatIsNoGoodSaysSo(t *testing.T) {
 	h.config("directory", "file:"+h.images+"/dir.img,xvda,w")
 	// A partition table that promises more than there is, tables and filesystems that are
 	// not what they were.
-	for _, name := range []string{"cut", "nogpt", "nosuper"} {
+	for _, name := range []string{"cut", "nogpt", "nosuper", "nocopy"} {
 		command(t, "cp", "--sparse=always", h.images+"/web01.img", h.images+"/"+name+".img")
 		h.config(name, "file:"+h.images+"/"+name+".img,xvda,w")
 	}
 	must(t, os.Truncate(h.images+"/cut.img", 100<<20)) // in the middle of the root
 	scribble(t, h.images+"/nogpt.img", 512+88, 4)      // CRC of the entries, first header
 	scribble(t, h.images+"/nogpt.img", 1<<30-512+88, 4)
-	scribble(t, h.images+"/nosuper.img", 65<<20+1024+0x3fc, 4) // checksum of the superblock
+	const root = 65 << 20
+	for _, name := range []string{"nosuper", "nocopy"} {
+		scribble(t, h.images+"/"+name+".img", root+1024+0x3fc, 4) // checksum of the superblock
+	}
+	scribbleSuperCopies(t, h.images+"/nocopy.img", root)
 	m := h.mount()
 
 	tests := []struct {
@@ -173,7 +178,7 @@ func TestImage_ThatIsNoGoodSaysSo(t *testing.T) {
 		{"cut", "disks/xvda/p3/raw", unix.EUCLEAN, "truncated"},
 		{"cut", "disks/xvda/p2/content", unix.EUCLEAN, "truncated"},
 		{"nogpt", "disks/xvda/p1", unix.EUCLEAN, "GPT"},
-		{"nosuper", "disks/xvda/p2/files", unix.EUCLEAN, "superblock"},
+		{"nocopy", "disks/xvda/p2/files", unix.EUCLEAN, "superblock"},
 	}
 	for _, test := range tests {
 		t.Run(test.domain+" "+test.path, func(t *testing.T) {
@@ -182,6 +187,14 @@ func TestImage_ThatIsNoGoodSaysSo(t *testing.T) {
 			m.says(test.domain, test.errno, test.words)
 		})
 	}
+	t.Run("a damaged superblock that has copies", func(t *testing.T) {
+		if names, err := os.ReadDir(m.at("xenstore/nosuper/disks/xvda/p2/files/etc")); err != nil || len(names) == 0 {
+			t.Errorf("%d names, %v", len(names), err)
+		}
+		if said := m.read("xenstore/nosuper/last_error"); !strings.Contains(said, "WARNING") || !strings.Contains(said, "copy") {
+			t.Errorf("last_error says %q", said)
+		}
+	})
 	t.Run("a snapshot of a missing image", func(t *testing.T) {
 		wantErrno(t, "mkdir", os.Mkdir(m.at("snapshots/missing/s"), 0o755), unix.ENOENT)
 		m.says("missing", unix.ENOENT, "none.img")
@@ -311,6 +324,37 @@ func loopHost(t *testing.T, mkfs string, mib int, args ...string) *host {
 	})
 	must(t, os.RemoveAll(h.images+"/lost+found"))
 	return h
+}
+
+// scribbleSuperCopies damages the checksum of each copy of the superblock of the ext4
+// filesystem at a place of a file: they lie at the beginning of groups.
+func scribbleSuperCopies(t *testing.T, path string, at int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	super := make([]byte, 1024)
+	_, err = f.ReadAt(super, at+1024)
+	must(t, err)
+	field := func(at int) int64 { // of 32 bits, little-endian
+		return int64(super[at]) | int64(super[at+1])<<8 | int64(super[at+2])<<16 | int64(super[at+3])<<24
+	}
+	block := int64(1024) << field(0x18)
+	group, first := field(0x20)*block, field(0x14)*block
+	copies := 0
+	for off := at + first + group; ; off += group {
+		b := make([]byte, 1024)
+		if _, err := f.ReadAt(b, off); err != nil {
+			break
+		}
+		if bytes.Equal(b[0x68:0x78], super[0x68:0x78]) { // the UUID
+			scribble(t, path, off+0x3fc, 4)
+			copies++
+		}
+	}
+	if copies == 0 {
+		t.Fatal("the superblock has no copies")
+	}
 }
 
 // scribble changes some bytes of a file.
