@@ -25,7 +25,8 @@ type crashCase struct {
 	name    string
 	sizeMiB int
 	mkfs    []string
-	options string // of the mount that is cut
+	options string                  // of the mount that is cut
+	step    func(w *workload) error // one change; nil for workload.step
 }
 
 // cutsPerCase is how many cuts a test takes of each case: DOMFS_CUTS, else few.
@@ -80,6 +81,10 @@ func crash(t testing.TB, c crashCase, n int, seed uint64) []string {
 	command(t, "mke2fs", append(append([]string{"-q", "-F", "-E", "nodiscard"}, c.mkfs...), image)...)
 	mounted, umount := mount(t, image, c.options)
 	w := &workload{dir: mounted, rnd: rand.New(rand.NewPCG(seed, 1))}
+	step := c.step
+	if step == nil {
+		step = (*workload).step
+	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Add(1)
@@ -90,7 +95,7 @@ func crash(t testing.TB, c crashCase, n int, seed uint64) []string {
 			case <-stop:
 				return
 			default:
-				if w.err = w.step(); w.err != nil {
+				if w.err = step(w); w.err != nil {
 					return
 				}
 				done.Add(1)
@@ -392,15 +397,15 @@ func checkCut(t testing.TB, cut string) *FS {
 }
 
 var crashCases = []crashCase{
-	{"checksums of version 3, 1 KiB blocks", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, "rw"},
-	{"checksums of version 3, data in the journal", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4"}, "rw,data=journal"},
-	{"32-bit without checksums, data in the journal", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit"}, "rw,data=journal"},
-	{"64-bit without checksums", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4", "-O", "^metadata_csum,64bit"}, "rw"},
-	{"checksums of version 1", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4", "-O", "^metadata_csum"}, "rw,journal_checksum"},
-	{"checksums of version 1, asynchronous commits, data in the journal", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit"}, "rw,journal_async_commit,data=journal"},
-	{"checksums of version 3, asynchronous commits", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, "rw,journal_async_commit,data=writeback"},
-	{"indirect maps", 64, []string{"-t", "ext3", "-b", "1024", "-J", "size=1"}, "rw"},
-	{"indirect maps, data in the journal", 128, []string{"-t", "ext3", "-b", "4096", "-J", "size=4"}, "rw,data=journal"},
+	{"checksums of version 3, 1 KiB blocks", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, "rw", nil},
+	{"checksums of version 3, data in the journal", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4"}, "rw,data=journal", nil},
+	{"32-bit without checksums, data in the journal", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit"}, "rw,data=journal", nil},
+	{"64-bit without checksums", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4", "-O", "^metadata_csum,64bit"}, "rw", nil},
+	{"checksums of version 1", 128, []string{"-t", "ext4", "-b", "4096", "-J", "size=4", "-O", "^metadata_csum"}, "rw,journal_checksum", nil},
+	{"checksums of version 1, asynchronous commits, data in the journal", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit"}, "rw,journal_async_commit,data=journal", nil},
+	{"checksums of version 3, asynchronous commits", 64, []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, "rw,journal_async_commit,data=writeback", nil},
+	{"indirect maps", 64, []string{"-t", "ext3", "-b", "1024", "-J", "size=1"}, "rw", nil},
+	{"indirect maps, data in the journal", 128, []string{"-t", "ext3", "-b", "4096", "-J", "size=4"}, "rw,data=journal", nil},
 }
 
 // logFacts counts what was met in logs, so that tests know what they have tested.

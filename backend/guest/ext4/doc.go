@@ -7,6 +7,13 @@
 // the kernel would refuse to mount, because the journal is damaged or its superblock is none, there is a warning, and what was
 // committed before is seen. A journal on another device is not read, and a filesystem that needs it not opened.
 //
+// After the log, its fast commits are replayed and the orphans cleaned up, also in memory, as the kernel does before
+// it mounts: what changes so is whole blocks, at most 64 MiB of them. Times that the kernel sets then are those of the opening.
+// Beyond the bounds, or where the guest's bytes are wrong, there is a warning, and nothing of the fast commits or of the cleaning is
+// seen. What the kernel's replay of fast commits leaves wrong, such as the link counts of new directories, is shown as it leaves it.
+// Files without names that a fast commit holds are deleted, as by e2fsck, and an area for fast commits that is full is
+// replayed: the kernel (6.18) mounts neither, which a warning says. Quota files are not brought up to date.
+//
 // What a filesystem needs is decided by the feature bits of its superblock, never by
 // the name that blkid gives it. An incompatible feature that is not read is refused by name
 // when the filesystem is opened; read-only compatible ones do not change what is read, and like
@@ -22,7 +29,10 @@
 //	super.go     superblock, backup.go its copies, feature.go its features
 //	group.go     group descriptors
 //	recover.go   what was in use is recovered: journal.go the journal's blocks and superblock,
-//	             jbd2.go the blocks of its log, replay.go which of them are replayed
+//	             jbd2.go the blocks of its log, replay.go which of them are replayed,
+//	             fastcommit.go its fast commits, orphan.go inodes to be deleted or truncated
+//	edit.go      changes in memory, for these two: editgroup.go bitmaps and counters, editinode.go inodes,
+//	             editextent.go and editpointers.go their blocks, editdir.go names
 //	inode.go     an inode as stat(2) shows it
 //	blockmap.go  where a file's blocks lie: extent.go, indirect.go
 //	file.go      content, dir.go and htree.go directories, symlink.go, xattr.go and acl.go
@@ -35,6 +45,6 @@
 // A case-folded directory has its names as they were given, and finds them in either case, of
 // Unicode 12.1. A verity file is read without comparing it with its hashes.
 //
-// Sources: the kernel's Documentation/filesystems/ext4 for the structures, fs/jbd2/recovery.c for the rules of the
-// replay; the behaviour of the kernel's own mount where these say nothing, which the tests compare with.
+// Sources: the kernel's Documentation/filesystems/ext4 for the structures, fs/jbd2/recovery.c, fs/ext4/fast_commit.c
+// and fs/ext4/orphan.c for the rules of the replay; the behaviour of the kernel's own mount where these say nothing, which the tests compare with.
 package ext4

@@ -34,6 +34,8 @@ type FS struct {
 	runs     seenRuns
 	warnings []string
 
+	fastCommits [fcKinds]int // tags that were replayed, by their kind
+
 	statMu sync.Mutex
 	stat   *backend.FSStat // guarded by statMu; nil until it was computed
 }
@@ -55,6 +57,8 @@ func (Driver) Open(d backend.Device) (backend.FS, error) {
 			return nil, err
 		}
 		sb = fs.sb
+	} else if err := fs.cleanOrphans(); err != nil {
+		return nil, err
 	} else if sb.state&stateClean == 0 {
 		fs.warnings = append(fs.warnings, "the filesystem was not unmounted cleanly and has no journal to replay: it may be inconsistent until the guest runs e2fsck")
 	}

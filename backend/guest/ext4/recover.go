@@ -68,8 +68,15 @@ func (fs *FS) replay(j *journal) error {
 	}
 	if j.errno != 0 {
 		fs.warn("the guest's kernel gave the journal up with error %d: the guest should run e2fsck", j.errno)
+		fs.sb.state |= stateErrors // as the kernel does
 	}
-	return nil
+	if damage.rest != nil || j.start == 0 {
+		return fs.cleanOrphans()
+	}
+	if err := fs.replayFastCommits(j); err != nil {
+		return err
+	}
+	return fs.cleanOrphans()
 }
 
 // reload reads the superblock as it is under the overlay, and forgets what was read

@@ -1,0 +1,154 @@
+package ext4
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// pointerPath is where the way to a file's block begins in the map of ext2 and ext3: a
+// list of pointers in the inode, the block relative to the first that the list maps, and how many levels of
+// blocks of pointers follow.
+func (s *super) pointerPath(root []byte, block uint64) (list []byte, rest uint64, levels uint, ok bool) {
+	if block < directBlocks {
+		return root[:4*directBlocks], block, 0, true
+	}
+	rest = block - directBlocks
+	for levels = 1; levels <= indirectLevels; levels++ {
+		span := uint64(1) << (levels * (s.blockBits - 2))
+		if rest < span {
+			return root[4*(directBlocks+levels-1):][:4], rest, levels, true
+		}
+		rest -= span
+	}
+	return nil, 0, 0, false
+}
+
+// truncatePointers frees the file's blocks from first on, and the blocks of pointers that
+// are empty then.
+func (in *editedInode) truncatePointers(first uint64) error {
+	root := in.root()
+	for i := min(first, directBlocks); i < directBlocks; i++ {
+		if err := in.freePointer(root[4*i:], 0); err != nil {
+			return err
+		}
+	}
+	begin := uint64(directBlocks)
+	for level := uint(1); level <= indirectLevels; level++ {
+		span := uint64(1) << (level * (in.e.fs.sb.blockBits - 2))
+		p := root[4*(directBlocks+level-1):][:4]
+		var err error
+		switch {
+		case first <= begin:
+			err = in.freePointer(p, level)
+		case first < begin+span:
+			err = in.cutPointers(p, level, first-begin)
+		}
+		if err != nil {
+			return err
+		}
+		begin += span
+	}
+	in.seal()
+	return nil
+}
+
+// pointerBlock returns a block of pointers.
+func (in *editedInode) pointerBlock(block uint64, change bool) ([]byte, error) {
+	if err := in.e.work(in.e.fs.sb.blockBytes()); err != nil {
+		return nil, err
+	}
+	if !in.e.fs.sb.validRun(block, 1) {
+		return nil, corrupt("inode %d: indirect block %d of %d", in.ino, block, in.e.fs.sb.blocks)
+	}
+	var b []byte
+	var err error
+	if change {
+		b, err = in.e.edit(block, kindPointers)
+	} else {
+		b, err = in.e.view(block)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inode %d: indirect %w", in.ino, err)
+	}
+	return b, nil
+}
+
+// freePointer frees what a pointer leads to, of which so many levels are blocks of
+// pointers, and clears it.
+func (in *editedInode) freePointer(p []byte, level uint) error {
+	block := uint64(binary.LittleEndian.Uint32(p))
+	if block == 0 {
+		return nil
+	}
+	if err := in.freeTree(block, level); err != nil {
+		return err
+	}
+	clear(p[:4])
+	return nil
+}
+
+func (in *editedInode) freeTree(block uint64, level uint) error {
+	if level > 0 {
+		b, err := in.pointerBlock(block, false)
+		if err != nil {
+			return err
+		}
+		le := binary.LittleEndian
+		for i := 0; i < len(b); i += 4 {
+			below := uint64(le.Uint32(b[i:]))
+			if below == 0 {
+				continue
+			}
+			if level > 1 {
+				if err := in.freeTree(below, level-1); err != nil {
+					return err
+				}
+				continue
+			}
+			// A run at once.
+			n := uint64(1)
+			for i+4 < len(b) && uint64(le.Uint32(b[i+4:])) == below+n {
+				n, i = n+1, i+4
+			}
+			if err := in.release(below, n); err != nil {
+				return err
+			}
+		}
+	}
+	return in.release(block, 1)
+}
+
+// cutPointers frees what a pointer leads to from the first-th block on, and all of it if
+// nothing is left then.
+func (in *editedInode) cutPointers(p []byte, level uint, first uint64) error {
+	le := binary.LittleEndian
+	block := uint64(le.Uint32(p))
+	if block == 0 {
+		return nil
+	}
+	b, err := in.pointerBlock(block, true)
+	if err != nil {
+		return err
+	}
+	bits := (level - 1) * (in.e.fs.sb.blockBits - 2)
+	i, rest := first>>bits, first&(1<<bits-1)
+	if rest != 0 {
+		if err := in.cutPointers(b[4*i:], level-1, rest); err != nil {
+			return err
+		}
+		i++
+	}
+	for ; i < uint64(len(b)/4); i++ {
+		if err := in.freePointer(b[4*i:], level-1); err != nil {
+			return err
+		}
+	}
+	for _, v := range b {
+		if v != 0 {
+			return nil
+		}
+	}
+	clear(p[:4])
+	in.e.kinds[block] = kindFree
+	return in.release(block, 1)
+}
