@@ -55,7 +55,6 @@ func heap() int64 {
 }
 
 func TestMemory_StaysBoundedWithTheLargestTables(t *testing.T) {
-	const cs = 1 << 16
 	// 2 PiB: each L2 table is elsewhere in 8 TiB of holes.
 	path := manyTables(t, 16, 8<<40, func(i int) uint64 { return uint64(i%100_000+2000) << 16 }, nil)
 	before := heap()
