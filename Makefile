@@ -8,21 +8,25 @@ PREFIX     ?= /usr/local
 DESTDIR    ?=
 DEMO_DIR   ?= $(CURDIR)/.demo
 FUZZTIME   ?= 10s
+MUTATIONS  ?= 10000
+MUTATE_DIR ?= $(CURDIR)/.mutate
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # The oldest Go that builds this, as go.mod has it.
 GO_OLDEST  := $(shell sed -n 's/^go //p' go.mod)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
 # Programs that belong to the tests; the pattern ./... does not see them.
-TOOLS       = ./testdata/harness ./testdata/bench
-TESTFLAGS  ?=
-BENCHFLAGS ?=
+TOOLS       = ./testdata/harness ./testdata/bench ./testdata/mutate ./testdata/tool
+TESTFLAGS   ?=
+BENCHFLAGS  ?=
+MUTATEFLAGS ?=
+FUZZTARGETS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 # The version is given above. Go's own look at the repository fails in one that belongs to
 # another user, such as a folder shared with a container.
 export GOFLAGS := $(shell $(GO) env GOFLAGS 2>/dev/null) -buildvcs=false
 
-.PHONY: build help deps go demo demo-stop test lint bench fuzz race install clean
+.PHONY: build help deps go demo demo-stop test lint bench fuzz mutate race install clean
 .DEFAULT_GOAL := build
 
 build: go ## bin/domfs, a static program
@@ -39,7 +43,7 @@ go:
 		echo "Go $(GO_OLDEST) or newer is needed, and this is $$found: see https://go.dev/dl (Debian 12's own is too old)." >&2; exit 1; }
 
 deps: ## install the Debian packages that the other targets use, or name them
-	@testdata/deps run demo test lint
+	@testdata/deps run demo test lint bench
 
 demo: go ## make a sample host and do the main job on it
 	@testdata/deps run demo
@@ -60,19 +64,25 @@ lint: go ## gofmt, vet, staticcheck, shellcheck, mandoc
 	@testdata/deps lint
 	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l */) && [ -z "$$unformatted" ] || { echo "gofmt would change:" $$unformatted >&2; exit 1; }
 	$(GO) vet ./... $(TOOLS)
-	$(GO) vet -tags faults ./backend/fault
+	$(GO) vet -tags faults ./backend/fault ./testdata/mutate
 	$(GO) run $(STATICCHECK) ./... $(TOOLS)
 	shellcheck $$(grep -rlIE '^#!.*[ /](ba)?sh$$' --exclude-dir=.git --exclude-dir=.demo --exclude-dir=bin .)
 	shellcheck --shell=bash cmd/domfs/dist/domfs.bash
 	mandoc -T lint -W warning cmd/domfs/dist/*.[15]
 
-bench: go ## compare with the kernel's own mount of the same image
-	@testdata/deps run demo
+bench: go ## compare with the kernel's own mount of the same image, and with QEMU's export of a qcow2 one
+	@testdata/deps run demo bench
 	$(GO) run ./testdata/bench $(BENCHFLAGS)
 
-fuzz: go ## each fuzz target for FUZZTIME
+fuzz: go ## each fuzz target for FUZZTIME, then MUTATIONS images with changed metadata
 	@testdata/deps run demo test
-	@testdata/fuzz '$(GO)' '$(FUZZTIME)'
+	@testdata/fuzz '$(GO)' '$(FUZZTIME)' $(FUZZTARGETS)
+	@$(MAKE) --no-print-directory mutate
+
+mutate: go ## MUTATIONS images with changed metadata, each read in a process of 256 MiB and 10 s
+	@testdata/deps run demo
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/mutate ./testdata/mutate
+	nice bin/mutate -n $(MUTATIONS) -keep '$(MUTATE_DIR)' $(MUTATEFLAGS)
 
 install: build ## below DESTDIR/PREFIX: program, manual, completions, systemd unit
 	install -D -m 755 bin/domfs $(DESTDIR)$(PREFIX)/bin/domfs
@@ -86,4 +96,4 @@ install: build ## below DESTDIR/PREFIX: program, manual, completions, systemd un
 
 clean: ## what the other targets built
 	@if [ -d '$(DEMO_DIR)' ]; then $(MAKE) --no-print-directory demo-stop; fi
-	rm -rf bin
+	rm -rf bin '$(MUTATE_DIR)'

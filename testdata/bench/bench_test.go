@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"domfs/backend/backendtest/testneed"
+	"domfs/testdata/tool"
 )
 
 // small is an image that is made within a second.
@@ -19,7 +20,7 @@ func small(t *testing.T) recipe {
 	if err := os.WriteFile(filepath.Join(tree, "hello"), []byte("hello\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return recipe{version: 1, sizeBytes: 64 << 20, tree: tree, smallFiles: 120, bigBytes: 4 << 20, freeBytes: 128 << 20}
+	return recipe{version: 1, sizeBytes: 64 << 20, tree: tree, smallFiles: 120, bigBytes: 4 << 20, qcow2Bytes: 3 << 20, freeBytes: 128 << 20}
 }
 
 // twin is the kernel's mount once more, in domfs' place.
@@ -35,10 +36,24 @@ func (t *twin) open(ctx context.Context) (*view, error) {
 	return v, err
 }
 
-func smallBench(t *testing.T, rows string) (*bench, *disk, []contender, *fuse2fs) {
+// plain is a file as it is.
+type plain struct {
+	called string
+	file   *image
+}
+
+func (p *plain) name() string    { return p.called }
+func (p *plain) image() *image   { return p.file }
+func (p *plain) installed() bool { return true }
+
+func (p *plain) open(context.Context) (*view, error) {
+	return &view{started: time.Now(), disk: p.file.path}, nil
+}
+
+func smallBench(t *testing.T, rows string) (*bench, *disk, map[source]field) {
 	t.Helper()
 	testneed.Root(t)
-	testneed.Tools(t, "cat", "cp", "dd", "du", "find", "losetup", "ls", "mke2fs", "mount", "sfdisk", "tar", "umount")
+	testneed.Tools(t, "cat", "cp", "dd", "du", "find", "losetup", "ls", "mke2fs", "mount", "qemu-img", "sfdisk", "tar", "umount")
 	b := &bench{runs: 2, dir: t.TempDir(), recipe: small(t)}
 	if err := b.prepare(nil, rows); err != nil {
 		t.Fatal(err)
@@ -50,13 +65,21 @@ func smallBench(t *testing.T, rows string) (*bench, *disk, []contender, *fuse2fs
 	}
 	t.Cleanup(d.unlock)
 	img := &image{path: d.path, partBytes: d.partBytes()}
-	return b, d, []contender{&kernel{img, scratch}, &twin{kernel{img, t.TempDir()}}}, &fuse2fs{img, scratch}
+	fields := map[source]field{onSnapshot: {
+		main: []contender{&kernel{img, scratch}, &twin{kernel{img, t.TempDir()}}},
+		also: []contender{&fuse2fs{img, scratch}, &storageDaemon{img, "raw", scratch}},
+	}}
+	for _, q := range qcow2Disks {
+		img := &image{path: filepath.Join(d.dir, q.file)}
+		fields[q.on] = field{main: []contender{&plain{"kernel", img}, &plain{"domfs", img}}}
+	}
+	return b, d, fields
 }
 
 // leftOf lists mounts and loop devices that have to do with a folder.
 func leftOf(t *testing.T, dir string) string {
 	t.Helper()
-	loops, err := output(t.Context(), "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
+	loops, err := tool.Output(t.Context(), "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,8 +97,8 @@ func leftOf(t *testing.T, dir string) string {
 }
 
 func TestCompare_MeasuresEachRowAndLeavesNothingMounted(t *testing.T) {
-	b, _, contenders, slow := smallBench(t, "")
-	if err := b.compare(t.Context(), contenders, slow); err != nil {
+	b, _, fields := smallBench(t, "")
+	if err := b.compare(t.Context(), fields); err != nil {
 		t.Fatal(err)
 	}
 	if left := leftOf(t, filepath.Dir(b.dir)); left != "" {
@@ -86,7 +109,7 @@ func TestCompare_MeasuresEachRowAndLeavesNothingMounted(t *testing.T) {
 		t.Errorf("%d rows, want %d", len(b.results), want)
 	}
 	for _, r := range b.results {
-		for _, c := range contenders {
+		for _, c := range fields[onSnapshot].main {
 			if r.row.alone && c.name() == "kernel" {
 				continue
 			}
@@ -110,9 +133,9 @@ func TestCompare_MeasuresEachRowAndLeavesNothingMounted(t *testing.T) {
 func TestRun_MeasuresDomfsAndLeavesNothing(t *testing.T) {
 	testneed.FUSE(t)
 	testneed.Root(t)
-	testneed.Tools(t, "losetup", "mke2fs", "sfdisk")
+	testneed.Tools(t, "losetup", "mke2fs", "qemu-img", "sfdisk", "tar")
 	b := &bench{runs: 1, dir: t.TempDir(), recipe: small(t)}
-	if err := b.prepare(nil, "^(find|memory|start|raw)"); err != nil {
+	if err := b.prepare(nil, "^(find|memory|start|raw|qcow2|compressed)"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.run(t.Context()); err != nil {
@@ -132,11 +155,11 @@ func TestRun_MeasuresDomfsAndLeavesNothing(t *testing.T) {
 }
 
 func TestCompare_InterruptedLeavesNothingMounted(t *testing.T) {
-	b, _, contenders, slow := smallBench(t, "find|tar|raw")
+	b, _, fields := smallBench(t, "find|tar|raw")
 	b.runs = 1000
 	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
 	defer cancel()
-	if err := b.compare(ctx, contenders, slow); err == nil {
+	if err := b.compare(ctx, fields); err == nil {
 		t.Error("no error of a bench that was interrupted")
 	}
 	if left := leftOf(t, filepath.Dir(b.dir)); left != "" {
@@ -145,7 +168,7 @@ func TestCompare_InterruptedLeavesNothingMounted(t *testing.T) {
 }
 
 func TestDisk_IsMadeOnceAndHoldsTheRecipe(t *testing.T) {
-	b, d, contenders, _ := smallBench(t, "find")
+	b, d, fields := smallBench(t, "find")
 	if _, err := b.recipe.disk(t.Context(), b.dir, t.TempDir()); err == nil {
 		t.Error("two benches use one image at a time")
 	}
@@ -163,7 +186,7 @@ func TestDisk_IsMadeOnceAndHoldsTheRecipe(t *testing.T) {
 		t.Errorf("the image was made anew: %v", err)
 	}
 
-	v, err := contenders[0].open(t.Context())
+	v, err := fields[onSnapshot].main[0].open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +262,7 @@ func TestResult_ComparesRunByRun(t *testing.T) {
 		{below(3), true, 2},
 		{below(2.9), false, 2},
 	} {
-		r := &result{row: row{target: test.target}, values: values}
+		r := &result{row: row{target: test.target}, base: "kernel", values: values}
 		if got := median(r.ratios("domfs")); got != test.ratio {
 			t.Errorf("%v: ratio %v, want %v", test.target, got, test.ratio)
 		}

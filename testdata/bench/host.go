@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"domfs/testdata/tool"
 )
 
 const (
@@ -18,7 +20,7 @@ const (
 	fillTime     = 10 * time.Minute // for a copy of the image
 )
 
-// host is a host of one domain, whose disk is the image.
+// host is a host of two domains: the disk of one is the image.
 type host struct {
 	binary  string
 	disk    *disk
@@ -28,21 +30,42 @@ type host struct {
 func (h *host) mountpoint() string { return filepath.Join(h.scratch, "domfs.mnt") }
 
 func (h *host) snapshotDir() string {
-	return filepath.Join(h.mountpoint(), "snapshots", domain, snapshotName)
+	return filepath.Join(h.mountpoint(), snapshotFolder)
+}
+
+// snapshotFolder is the snapshot's below the mount.
+var snapshotFolder = filepath.Join("snapshots", domain, snapshotName)
+
+// config writes a folder with the configurations of two domains, one with the disk and one with those
+// in qcow2. Neither runs.
+func (h *host) config() (path string, err error) {
+	path = filepath.Join(h.scratch, "xen")
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return "", err
+	}
+	disks := map[string]string{domain: fmt.Sprintf("'format=raw, vdev=%s, access=rw, target=%s'", vdev, h.disk.path)}
+	for _, q := range qcow2Disks {
+		disks[qcow2Domain] += fmt.Sprintf("'format=qcow2, vdev=%s, access=rw, target=%s',", q.vdev, filepath.Join(h.disk.dir, q.file))
+	}
+	for i, name := range []string{domain, qcow2Domain} {
+		text := fmt.Sprintf("name = %q\nuuid = \"00000000-0000-4000-8000-00000000be%02x\"\nmemory = 256\ndisk = [ %s ]\n", name, i, disks[name])
+		if err := os.WriteFile(filepath.Join(path, name+".cfg"), []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	return path, nil
 }
 
 // start starts the daemon, and returns when it says that its mount is there.
 func (h *host) start(ctx context.Context) (*server, error) {
-	config := filepath.Join(h.scratch, domain+".cfg")
-	text := fmt.Sprintf("name = %q\nuuid = \"00000000-0000-4000-8000-00000000be9c\"\nmemory = 256\ndisk = [ 'format=raw, vdev=%s, access=rw, target=%s' ]\n",
-		domain, vdev, h.disk.path)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	config, err := h.config()
+	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(h.mountpoint(), 0o700); err != nil {
 		return nil, err
 	}
-	cmd := command(ctx, h.binary, "mount", "--xl-config", config, "--lock-file", filepath.Join(h.scratch, "lock"), h.mountpoint())
+	cmd := tool.Command(ctx, h.binary, "mount", "--xl-config", config, "--lock-file", filepath.Join(h.scratch, "lock"), h.mountpoint())
 	s, err := startServer(cmd, h.mountpoint())
 	if err != nil {
 		return nil, err
@@ -75,15 +98,15 @@ func (h *host) makeSnapshot(ctx context.Context) (*image, error) {
 			return err
 		}
 		// A Ctrl-C would end the mkdir, not the daemon's work for it.
-		if _, err := output(context.WithoutCancel(ctx), "mkdir", h.snapshotDir()); err != nil {
+		if _, err := tool.Output(context.WithoutCancel(ctx), "mkdir", h.snapshotDir()); err != nil {
 			return fmt.Errorf("%w; last_error has: %s", err, h.lastError())
 		}
 		if err := h.waitActive(ctx); err != nil {
-			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
+			return errors.Join(err, tool.Cleanup("rmdir", h.snapshotDir()))
 		}
 		path, err := h.newCopy(before)
 		if err != nil {
-			return errors.Join(err, cleanup("rmdir", h.snapshotDir()))
+			return errors.Join(err, tool.Cleanup("rmdir", h.snapshotDir()))
 		}
 		found = &image{path: path, partBytes: h.disk.partBytes()}
 		return nil
@@ -153,5 +176,5 @@ func (h *host) lastError() string {
 }
 
 func (h *host) removeSnapshot() error {
-	return h.serving(context.Background(), func() error { return cleanup("rmdir", h.snapshotDir()) })
+	return h.serving(context.Background(), func() error { return tool.Cleanup("rmdir", h.snapshotDir()) })
 }

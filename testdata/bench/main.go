@@ -9,8 +9,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+
+	"domfs/testdata/tool"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,10 +24,10 @@ func main() { os.Exit(program()) }
 func program() int {
 	rows := flag.String("rows", "", "measure the rows whose name matches `REGEXP` (default: all)")
 	runs := flag.Int("runs", 5, "measure each row `N` times")
-	dir := flag.String("dir", "", "keep the image in `DIR`; 4 GiB must be free there (default: domfs-bench in the user's cache folder)")
+	dir := flag.String("dir", "", "keep the image in `DIR`; 6 GiB must be free there (default: domfs-bench in the user's cache folder)")
 	binary := flag.String("binary", "", "the domfs to measure, a `PATH` (default: built from this tree)")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "Compares domfs with the kernel's loop mount of the same image.")
+		fmt.Fprintln(flag.CommandLine.Output(), "Compares domfs with the kernel's loop mount of the same image, and with qemu-storage-daemon's export of one in qcow2.")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -96,10 +99,7 @@ func (b *bench) prepare(args []string, rows string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the kernel's loop mount is for root only: run it as root")
 	}
-	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
-		return err
-	}
-	return needTools("cat", "cp", "dd", "du", "find", "losetup", "ls", "mke2fs", "mount", "sfdisk", "tar", "umount")
+	return tool.Need("cat", "cp", "dd", "du", "find", "losetup", "ls", "mke2fs", "mount", "qemu-img", "sfdisk", "tar", "umount")
 }
 
 // run measures all. Whatever it mounts is unmounted when it returns.
@@ -111,7 +111,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	if b.binary == "" {
 		b.binary = filepath.Join(scratch, "domfs")
-		if _, err := output(ctx, "go", "build", "-o", b.binary, "domfs/cmd/domfs"); err != nil {
+		if _, err := tool.Output(ctx, "go", "build", "-o", b.binary, "domfs/cmd/domfs"); err != nil {
 			return err
 		}
 	} else if b.binary, err = filepath.Abs(b.binary); err != nil {
@@ -129,25 +129,52 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, host.removeSnapshot()) }()
 
-	return b.compare(ctx, []contender{&kernel{snapshot, scratch}, &domfs{host, snapshot}}, &fuse2fs{snapshot, scratch})
+	fields := map[source]field{onSnapshot: {
+		main: []contender{&kernel{snapshot, scratch}, &domfs{host, snapshot, snapshotFolder + "/disks/" + vdev}},
+		also: []contender{&fuse2fs{snapshot, scratch}, &storageDaemon{snapshot, "raw", scratch}},
+	}}
+	for _, q := range qcow2Disks {
+		im := &image{path: filepath.Join(d.dir, q.file)}
+		fields[q.on] = field{main: []contender{&storageDaemon{im, "qcow2", scratch},
+			&domfs{host, im, filepath.Join("xenstore", qcow2Domain, "disks", q.vdev)}}}
+	}
+	return b.compare(ctx, fields)
 }
 
-// compare measures all scenes, the contenders in turn, and slow once where it can.
-func (b *bench) compare(ctx context.Context, contenders []contender, slow *fuse2fs) error {
+// field is who reads a source: the one that domfs is compared with, domfs, and slow ones.
+type field struct {
+	main []contender
+	also []contender
+}
+
+// compare measures all scenes, the contenders in turn, and slow ones in the first run where they can.
+func (b *bench) compare(ctx context.Context, fields map[source]field) error {
 	for _, s := range b.scenes {
 		started := time.Now()
+		f := fields[s.on]
+		if missing := slices.IndexFunc(f.main, func(c contender) bool { return !c.installed() }); missing >= 0 {
+			fmt.Fprintf(os.Stderr, "bench: %s is not measured: %s is not installed\n", s.name, f.main[missing].name())
+			continue
+		}
 		for run := range b.runs {
-			for i := range contenders {
+			for i := range f.main {
 				// Each goes first as often as the other.
-				c := contenders[(run+i)%len(contenders)]
-				if err := b.play(ctx, s, s.rows, c); err != nil {
+				if err := b.play(ctx, s, f, f.main[(run+i)%len(f.main)]); err != nil {
 					return err
 				}
 			}
-		}
-		if s.fuse2fs && slow.installed() {
-			if err := b.play(ctx, s, s.rows[:1], slow); err != nil {
-				fmt.Fprintf(os.Stderr, "bench: without fuse2fs: %v\n", err)
+			if run > 0 {
+				continue
+			}
+			for _, c := range f.also {
+				if c.name() != s.also {
+					continue
+				}
+				if !c.installed() {
+					fmt.Fprintf(os.Stderr, "bench: %s is without %s, which is not installed\n", s.name, c.name())
+				} else if err := b.play(ctx, s, f, c); err != nil {
+					fmt.Fprintf(os.Stderr, "bench: without %s: %v\n", c.name(), err)
+				}
 			}
 		}
 		fmt.Fprintf(os.Stderr, "%s: %.1f s\n", s.name, time.Since(started).Seconds())
@@ -156,7 +183,7 @@ func (b *bench) compare(ctx context.Context, contenders []contender, slow *fuse2
 }
 
 // play measures rows of a scene once, on a fresh mount.
-func (b *bench) play(ctx context.Context, s scene, rows []row, c contender) (err error) {
+func (b *bench) play(ctx context.Context, s scene, f field, c contender) (err error) {
 	if err := c.image().prepareCache(ctx, s.cold); err != nil {
 		return err
 	}
@@ -169,7 +196,7 @@ func (b *bench) play(ctx context.Context, s scene, rows []row, c contender) (err
 			err = errors.Join(err, fmt.Errorf("%s: %s: end it: %w", s.name, c.name(), closeErr))
 		}
 	}()
-	for _, r := range rows {
+	for _, r := range s.rows {
 		if r.alone && c.name() != "domfs" {
 			continue
 		}
@@ -178,18 +205,18 @@ func (b *bench) play(ctx context.Context, s scene, rows []row, c contender) (err
 			return fmt.Errorf("%s: %s: %w", r.name, c.name(), err)
 		}
 		if b.wanted.MatchString(r.name) {
-			b.add(r, c.name(), value)
+			b.add(r, f.main[0].name(), c.name(), value)
 		}
 	}
 	return nil
 }
 
-func (b *bench) add(r row, contender string, value float64) {
+func (b *bench) add(r row, base, contender string, value float64) {
 	for _, res := range b.results {
 		if res.row.name == r.name {
 			res.values[contender] = append(res.values[contender], value)
 			return
 		}
 	}
-	b.results = append(b.results, &result{row: r, values: map[string][]float64{contender: {value}}})
+	b.results = append(b.results, &result{row: r, base: base, values: map[string][]float64{contender: {value}}})
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"domfs/testdata/tool"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -21,10 +23,11 @@ type recipe struct {
 	tree       string // folder to copy; empty for the Go toolchain
 	smallFiles int
 	bigBytes   int64
-	freeBytes  int64 // that the image and its snapshot need
+	qcow2Bytes int64 // of each disk in qcow2
+	freeBytes  int64 // that the images and a snapshot need
 }
 
-var standard = recipe{version: 1, sizeBytes: 6 << 30, smallFiles: 20000, bigBytes: 1 << 30, freeBytes: 4 << 30}
+var standard = recipe{version: 1, sizeBytes: 6 << 30, smallFiles: 20000, bigBytes: 1 << 30, qcow2Bytes: 1 << 30, freeBytes: 6 << 30}
 
 const (
 	smallBytes    = 4096
@@ -49,7 +52,7 @@ type disk struct {
 // disk finds the image in dir or makes it.
 func (r recipe) disk(ctx context.Context, dir, scratch string) (*disk, error) {
 	if r.tree == "" {
-		goroot, err := output(ctx, "go", "env", "GOROOT")
+		goroot, err := tool.Output(ctx, "go", "env", "GOROOT")
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +73,7 @@ func (r recipe) disk(ctx context.Context, dir, scratch string) (*disk, error) {
 	if err := d.lock(); err != nil {
 		return nil, err
 	}
-	if err := d.fill(ctx, scratch); err != nil {
+	if err := errors.Join(d.fill(ctx, scratch), d.fillQcow2(ctx)); err != nil {
 		d.unlock()
 		return nil, err
 	}
@@ -83,7 +86,7 @@ func describeTree(ctx context.Context, tree string) (string, error) {
 	if err == nil {
 		return string(text), nil
 	}
-	return output(ctx, "find", tree, "-printf", `%P %s %T@\n`)
+	return tool.Output(ctx, "find", tree, "-printf", `%P %s %T@\n`)
 }
 
 func (d *disk) lock() error {
@@ -118,25 +121,25 @@ func (d *disk) fill(ctx context.Context, scratch string) (err error) {
 	if err := f.Truncate(d.sizeBytes); err != nil {
 		return err
 	}
-	sfdisk := command(ctx, "sfdisk", "--quiet", making)
+	sfdisk := tool.Command(ctx, "sfdisk", "--quiet", making)
 	sfdisk.Stdin = strings.NewReader(fmt.Sprintf("label: gpt\nstart=%d, size=%d, type=linux\n", partStart/512, d.partBytes()/512))
-	if _, err := outputOf(sfdisk); err != nil {
+	if _, err := tool.OutputOf(sfdisk); err != nil {
 		return err
 	}
-	loop, err := attach(ctx, making, partStart, d.partBytes(), false)
+	loop, err := tool.Attach(ctx, making, partStart, d.partBytes(), false)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, detach(loop)) }()
-	if _, err := output(ctx, "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", loop); err != nil {
+	defer func() { err = errors.Join(err, tool.Detach(loop)) }()
+	if _, err := tool.Output(ctx, "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", loop); err != nil {
 		return err
 	}
 	mnt := filepath.Join(scratch, "making")
-	if err := mountExt4(ctx, loop, mnt, "rw"); err != nil {
+	if err := tool.MountExt4(ctx, loop, mnt, "rw"); err != nil {
 		return err
 	}
 	err = d.populate(ctx, mnt)
-	if err = errors.Join(err, unmount(mnt)); err != nil {
+	if err = errors.Join(err, tool.Unmount(mnt)); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -164,7 +167,7 @@ func (d *disk) checkSpace() error {
 
 // populate fills the mounted filesystem. Names and contents are the same each time.
 func (d *disk) populate(ctx context.Context, mnt string) error {
-	if _, err := output(ctx, "cp", "-a", d.tree, filepath.Join(mnt, treeName)); err != nil {
+	if _, err := tool.Output(ctx, "cp", "-a", d.tree, filepath.Join(mnt, treeName)); err != nil {
 		return err
 	}
 	random := rand.NewChaCha8([32]byte{1})

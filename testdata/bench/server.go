@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"domfs/testdata/tool"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -25,6 +27,7 @@ type server struct {
 	lines      chan string // of its standard output; closed at its end
 	stderr     tail
 	ended      chan error
+	endless    bool // it does not end when its mount does
 }
 
 func startServer(cmd *exec.Cmd, mountpoint string) (*server, error) {
@@ -77,26 +80,43 @@ func (s *server) ready(ctx context.Context) error {
 	}
 }
 
+// mounted waits for the mount of one that does not say when it is ready.
+func (s *server) mounted(ctx context.Context) error {
+	for deadline := time.Now().Add(readyTime); !tool.MountedOn(s.mountpoint); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has not mounted after %v: %s", s.cmd.Path, readyTime, s.said())
+		}
+		select {
+		case err := <-s.ended:
+			return fmt.Errorf("%s ended: %w: %s", s.cmd.Path, err, s.said())
+		case <-ctx.Done():
+			return ctx.Err()
+		default:
+		}
+	}
+	return nil
+}
+
 func (s *server) said() string { return s.stderr.String() }
 
 // stop unmounts and waits for the server's end; by force, where it does not end by itself.
 func (s *server) stop() error {
 	var errs []error
-	err := unmount(s.mountpoint)
+	err := tool.Unmount(s.mountpoint)
 	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: nothing is mounted
 		errs = append(errs, err)
 	}
-	if err != nil {
+	if err != nil || s.endless {
 		_ = s.cmd.Process.Signal(unix.SIGTERM)
 	}
 	select {
 	case <-s.ended:
-	case <-time.After(cleanupTime):
-		errs = append(errs, fmt.Errorf("%s did not end after %v, and is killed: %s", s.cmd.Path, cleanupTime, s.said()))
+	case <-time.After(tool.CleanupTime):
+		errs = append(errs, fmt.Errorf("%s did not end after %v, and is killed: %s", s.cmd.Path, tool.CleanupTime, s.said()))
 		_ = s.cmd.Process.Kill()
 		<-s.ended
 	}
-	if mountedOn(s.mountpoint) {
+	if tool.MountedOn(s.mountpoint) {
 		errs = append(errs, unix.Unmount(s.mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
 	return errors.Join(errs...)

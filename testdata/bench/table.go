@@ -3,13 +3,16 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
 // result is what was measured of a row, run by run.
 type result struct {
 	row    row
+	base   string               // the contender that domfs is compared with
 	values map[string][]float64 // by contender
 }
 
@@ -43,8 +46,8 @@ type target struct {
 type targetKind int
 
 const (
-	timeRatio  targetKind = iota // domfs' time by the kernel's, at most
-	speedRatio                   // domfs' speed by the kernel's, at least
+	timeRatio  targetKind = iota // domfs' time by the other's, at most
+	speedRatio                   // domfs' speed by the other's, at least
 	absolute                     // domfs' own value, at most; seconds or MiB
 )
 
@@ -65,10 +68,10 @@ func (t target) String() string {
 	return fmt.Sprintf("≤ %g MiB", t.limit)
 }
 
-// ratios compares contender with the kernel run by run: what slows the machine for a
+// ratios compares contender with the base run by run: what slows the machine for a
 // while slows both.
 func (r *result) ratios(contender string) []float64 {
-	base, other := r.values["kernel"], r.values[contender]
+	base, other := r.values[r.base], r.values[contender]
 	var out []float64
 	for i := range min(len(base), len(other)) {
 		if r.row.target.kind == speedRatio {
@@ -106,13 +109,17 @@ func median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// table prints the results: the median of each contender, and the median of the
-// ratios with the lowest and the highest.
+// table prints the results, by what domfs is compared with: the median of each contender, and the median of
+// the ratios with the lowest and the highest; then the ratio of those that were measured once.
 func (b *bench) table(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	defer w.Flush()
-	fmt.Fprintln(w, "row\tkernel\tdomfs\tratio\tof the runs\ttarget\t\tfuse2fs")
+	base := ""
 	for _, r := range b.results {
+		if r.base != base {
+			base = r.base
+			fmt.Fprintf(w, "row\t%s\tdomfs\tratio\tof the runs\ttarget\t\tanother's ratio\n", base)
+		}
 		ratio, spread := "-", "-"
 		if ratios := r.ratios("domfs"); len(ratios) > 0 {
 			ratio = fmt.Sprintf("%.2f", median(ratios))
@@ -122,12 +129,19 @@ func (b *bench) table(out io.Writer) {
 		if len(r.values["domfs"]) > 0 {
 			verdict = map[bool]string{true: "ok", false: "miss"}[r.reached()]
 		}
-		slow := ""
-		if ratios := r.ratios("fuse2fs"); len(ratios) > 0 {
-			slow = fmt.Sprintf("%.2f", median(ratios))
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.row.name, r.shown("kernel"), r.shown("domfs"), ratio, spread, r.row.target, verdict, slow)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.row.name, r.shown(base), r.shown("domfs"), ratio, spread, r.row.target, verdict, r.others())
 	}
+}
+
+// others are the ratios of those that are neither domfs nor what that is compared with.
+func (r *result) others() string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(r.values)) {
+		if ratios := r.ratios(name); name != r.base && name != "domfs" && len(ratios) > 0 {
+			out = append(out, fmt.Sprintf("%s %.2f", name, median(ratios)))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 func (r *result) shown(contender string) string {

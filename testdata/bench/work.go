@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"domfs/testdata/tool"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -22,10 +24,10 @@ func timed(ctx context.Context, dir, script, arg string) (float64, error) {
 	if err := await(ctx, func() error { _, err := os.Stat(dir); return err }); err != nil {
 		return 0, err
 	}
-	cmd := command(ctx, "sh", "-c", script, "sh", arg)
+	cmd := tool.Command(ctx, "sh", "-c", script, "sh", arg)
 	cmd.Dir = dir
 	start := time.Now()
-	_, err := outputOf(cmd)
+	_, err := tool.OutputOf(cmd)
 	return time.Since(start).Seconds(), err
 }
 
@@ -94,10 +96,19 @@ const (
 // randomReads is the time that one of many reads at random places of the big file takes,
 // with depth of them under way at a time.
 func randomReads(depth int) measure {
+	return randomOf(depth, func(v *view) string { return filepath.Join(v.files, bigName) })
+}
+
+// randomDisk is the same of the whole disk.
+func randomDisk(depth int) measure {
+	return randomOf(depth, func(v *view) string { return v.disk })
+}
+
+func randomOf(depth int, path func(v *view) string) measure {
 	return func(ctx context.Context, v *view) (float64, error) {
 		var took time.Duration
 		err := await(ctx, func() error {
-			f, err := os.Open(filepath.Join(v.files, bigName))
+			f, err := os.Open(path(v))
 			if err != nil {
 				return err
 			}
