@@ -150,7 +150,8 @@ type Guard interface {
 // reserved.
 type Filler interface {
 	// Fill copies the bytes of a snapshot whose State is filling; the guard of its
-	// Prepare must still hold. progress is called now and then with bytes done of bytes in all.
+	// Prepare must still hold. progress is called now and then with bytes done of bytes in all: those that are
+	// copied, not those that a guest sees.
 	// On error the snapshot is to be removed.
 	Fill(ctx context.Context, s Snapshot, g Guard, progress func(done, total int64)) error
 }

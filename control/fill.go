@@ -22,8 +22,8 @@ type fill struct {
 	name   string
 	parts  []*storePart
 	copies []member
-	total  int64
-	unlock func() // of the file that tells other daemons
+	bytes  []int64 // to copy of each: what its store has reserved, until that says more; of run's goroutine once it runs
+	unlock func()  // of the file that tells other daemons
 
 	ctx       context.Context // ends when the copy is to end
 	cancel    context.CancelFunc
@@ -77,13 +77,30 @@ func (h *Host) newFill(m *maker, unlock func()) *fill {
 	for _, k := range m.made {
 		if k.snap.State == backend.SnapshotFilling {
 			f.copies = append(f.copies, k)
-			f.total += k.snap.Volume.SizeBytes
+			f.bytes = append(f.bytes, toCopy(k.snap))
 		}
 	}
 	h.fills.mu.Lock()
 	h.fills.fills[f.id] = f
 	h.fills.mu.Unlock()
 	return f
+}
+
+// toCopy is how many bytes of a snapshot are to be copied, as far as one can say before its store does: those
+// of its file, which a guest sees more or fewer of.
+func toCopy(snap backend.Snapshot) int64 {
+	if snap.UsedBytes > 0 {
+		return snap.UsedBytes
+	}
+	return snap.Volume.SizeBytes
+}
+
+// total is how many bytes are to be copied of all disks.
+func (f *fill) total() (sum int64) {
+	for _, n := range f.bytes {
+		sum += n
+	}
+	return sum
 }
 
 // finish ends the fill: whoever waits for it goes on.
@@ -111,7 +128,7 @@ func (f *fill) abandon() {
 
 func (f *fill) run() {
 	began := f.h.now()
-	f.h.log.Info("copying begins", zap.String("op", "fill"), zap.String("domain", f.domain), zap.String("snapshot", f.name), zap.Int64("bytes", f.total))
+	f.h.log.Info("copying begins", zap.String("op", "fill"), zap.String("domain", f.domain), zap.String("snapshot", f.name), zap.Int64("bytes", f.total()))
 	err := f.copyAll()
 	if err == nil {
 		err = f.activate()
@@ -128,7 +145,7 @@ func (f *fill) run() {
 	f.finish(nil)
 	f.h.stats.add("fills_done", 1)
 	f.h.log.Info("done", zap.String("op", "fill"), zap.String("domain", f.domain), zap.String("snapshot", f.name), zap.Duration("took", took))
-	f.h.emit(Event{Event: "fill", Domain: f.domain, Snapshot: f.name, Disk: f.lastDisk(), Message: "done", Done: f.total, Total: f.total, Took: took.Seconds()})
+	f.h.emit(Event{Event: "fill", Domain: f.domain, Snapshot: f.name, Disk: f.lastDisk(), Message: "done", Done: f.total(), Total: f.total(), Took: took.Seconds()})
 	f.notify(false)
 }
 
@@ -144,20 +161,20 @@ func (f *fill) copyAll() error {
 		return f.ctx.Err()
 	}
 	p := progress{f: f}
-	for _, k := range f.copies {
+	for i, k := range f.copies {
 		fault.Point("control.fill.disk")
 		filler, ok := k.part.store.(backend.Filler)
 		if !ok {
 			return fmt.Errorf("disk %s: store %s cannot copy: %w", k.snap.Disk.VDev, k.part.name, backend.ErrUnsupported)
 		}
-		err := filler.Fill(f.ctx, k.snap, k.part.guard, p.at(k.snap.Disk.VDev))
+		err := filler.Fill(f.ctx, k.snap, k.part.guard, p.at(i))
 		if err == nil {
 			err = k.part.guard.Broken()
 		}
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", k.snap.Disk.VDev, err)
 		}
-		p.base += k.snap.Volume.SizeBytes
+		p.base += f.bytes[i]
 	}
 	return nil
 }
@@ -175,13 +192,16 @@ type progress struct {
 	lastLog   time.Time
 }
 
-func (p *progress) at(vdev string) func(done, total int64) {
-	return func(done, _ int64) {
+// at is for the disk with the number i.
+func (p *progress) at(i int) func(done, total int64) {
+	vdev := p.f.copies[i].snap.Disk.VDev
+	return func(done, total int64) {
+		p.f.bytes[i] = max(total, 0)
 		now := time.Now()
-		done = min(p.base+max(done, 0), p.f.total)
+		done, total = p.base+min(max(done, 0), p.f.bytes[i]), p.f.total()
 		if now.Sub(p.lastEvent) >= progressEvery {
 			p.lastEvent = now
-			p.f.h.emit(Event{Event: "fill", Domain: p.f.domain, Snapshot: p.f.name, Disk: vdev, Done: done, Total: p.f.total})
+			p.f.h.emit(Event{Event: "fill", Domain: p.f.domain, Snapshot: p.f.name, Disk: vdev, Done: done, Total: total})
 		}
 		if p.lastLog.IsZero() {
 			p.lastLog = now
@@ -189,7 +209,7 @@ func (p *progress) at(vdev string) func(done, total int64) {
 		if now.Sub(p.lastLog) >= progressLogEvery {
 			p.lastLog = now
 			p.f.h.log.Info("copying", zap.String("op", "fill"), zap.String("domain", p.f.domain), zap.String("snapshot", p.f.name),
-				zap.String("disk", vdev), zap.Int64("done", done), zap.Int64("total", p.f.total))
+				zap.String("disk", vdev), zap.Int64("done", done), zap.Int64("total", total))
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -186,5 +188,63 @@ func TestFill_OfAnotherDaemonIsWaitedForAndLeftAlone(t *testing.T) {
 	}
 	if st := b.set("web01", "s").State; st != backend.SnapshotActive {
 		t.Errorf("state %s", st)
+	}
+}
+
+// fileFiller copies files whose bytes are not those that guests see, and does not say so before it begins.
+type fileFiller struct {
+	backend.Snapshotter
+	bytes map[string]int64 // by disk
+}
+
+func (s *fileFiller) Fill(_ context.Context, snap backend.Snapshot, _ backend.Guard, progress func(done, total int64)) error {
+	total := s.bytes[snap.Disk.VDev]
+	progress(0, total)
+	time.Sleep(progressEvery + progressEvery/10)
+	progress(total/2, total)
+	progress(total, total)
+	return nil
+}
+
+type keptGuard struct{ backend.Guard }
+
+func (keptGuard) Broken() error { return nil }
+func (keptGuard) Release()      {}
+
+func TestFill_CountsTheBytesThatItsStoreCopies(t *testing.T) {
+	b := newBench(t, setup{})
+	part := &storePart{store: &fileFiller{bytes: map[string]int64{"xvda": 1700, "xvdb": 300}}, guard: keptGuard{}}
+	m := &maker{h: b.Host, id: "set", name: "s", domain: &Domain{Domain: backend.Domain{Name: "web01"}}, parts: []*storePart{part}}
+	for vdev, reserved := range map[string]int64{"xvda": 2048, "xvdb": 0} {
+		m.made = append(m.made, member{part, backend.Snapshot{
+			SnapshotMeta: backend.SnapshotMeta{State: backend.SnapshotFilling, Disk: backend.Disk{VDev: vdev}},
+			Volume:       backend.Volume{SizeBytes: 4096},
+			UsedBytes:    reserved,
+		}})
+	}
+	slices.SortFunc(m.made, func(a, b member) int { return strings.Compare(a.snap.Disk.VDev, b.snap.Disk.VDev) })
+	f := b.newFill(m, func() {})
+	if got := f.total(); got != 2048+4096 {
+		t.Errorf("%d bytes at first", got)
+	}
+	if err := f.copyAll(); err != nil {
+		t.Fatal(err)
+	}
+	f.finish(nil)
+	if got := f.total(); got != 2000 {
+		t.Errorf("%d bytes in the end", got)
+	}
+	want := []Event{{Disk: "xvda", Done: 0, Total: 1700 + 4096}, {Disk: "xvda", Done: 850, Total: 1700 + 4096}, {Disk: "xvdb", Done: 1700 + 150, Total: 2000}}
+	var got []Event
+	for _, e := range b.eventsOf("fill") {
+		e = Event{Disk: e.Disk, Done: e.Done, Total: e.Total}
+		// Where the machine stands still for a second, more are due.
+		late := []Event{{Disk: "xvda", Done: 1700, Total: 1700 + 4096}, {Disk: "xvdb", Done: 1700, Total: 2000}, {Disk: "xvdb", Done: 2000, Total: 2000}}
+		if !slices.Contains(late, e) {
+			got = append(got, e)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("events: %+v, want %+v", got, want)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -221,6 +222,9 @@ func TestSnapshots_AreBounded(t *testing.T) {
 		list, err := New().Snapshots(memory(im.b))
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, backend.ErrCorrupt) || c.ok && len(list) != int(c.count) {
 			t.Errorf("%s: %d, %v, want it read: %v", c.name, len(list), err, c.ok)
+		}
+		if err != nil && c.count == 1 && !strings.Contains(err.Error(), "entry 0 of its snapshot table") {
+			t.Errorf("%s: which entry it is is not said: %v", c.name, err)
 		}
 		d, err := New().OpenSnapshot(memory(im.b), nil, "1")
 		if c.ok {

@@ -19,13 +19,17 @@ var decompressing = make(chan struct{}, maxDecompressing)
 
 // cluster returns a compressed cluster by its L2 entry. Of several readers, one decompresses it.
 func (im *image) cluster(entry uint64) ([]byte, error) {
-	key := cacheKey{image: im.m.id, kind: cluster, at: entry}
+	key := im.clusterKey(entry)
 	if b := clusters.lookup(key); b != nil && b.err == nil {
 		return b.data, nil
 	}
-	b, err := clusters.load(key, func(b *block) (err error) {
-		b.data, err = im.decompress(entry)
-		return err
+	b, err := clusters.load(key, func(b *block) error {
+		dst := make([]byte, im.m.clusterSize())
+		if err := im.decompress(dst, entry); err != nil {
+			return err
+		}
+		b.data = dst
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -33,15 +37,19 @@ func (im *image) cluster(entry uint64) ([]byte, error) {
 	return b.data, nil
 }
 
-// decompress reads a compressed cluster (QEMU's docs/interop/qcow2, "Compressed Clusters Descriptor"). Its length is
+func (im *image) clusterKey(entry uint64) cacheKey {
+	return cacheKey{image: im.m.id, kind: cluster, at: entry}
+}
+
+// decompress reads a compressed cluster into dst, which is as large (QEMU's docs/interop/qcow2, "Compressed Clusters Descriptor"). Its length is
 // known in sectors only, so what follows the cluster's own data is ignored.
-func (im *image) decompress(entry uint64) ([]byte, error) {
+func (im *image) decompress(dst []byte, entry uint64) error {
 	shift := 62 - (im.m.clusterBits - 8)
 	off := int64(entry & (1<<shift - 1))
 	sectors := int64(entry>>shift) + 1
 	n := sectors*sectorSize - off&(sectorSize-1)
 	if off >= im.m.file.size {
-		return nil, corrupt("has a compressed cluster at byte %d, past its end at %d: it may have been copied incompletely", off, im.m.file.size)
+		return corrupt("has a compressed cluster at byte %d, past its end at %d: it may have been copied incompletely", off, im.m.file.size)
 	}
 	n = min(n, im.m.file.size-off)
 	decompressing <- struct{}{}
@@ -50,9 +58,8 @@ func (im *image) decompress(entry uint64) ([]byte, error) {
 	defer im.buffers.Put(buf)
 	src := (*buf)[:n]
 	if err := im.m.file.readPadded(src, off); err != nil {
-		return nil, err
+		return err
 	}
-	dst := make([]byte, im.m.clusterSize())
 	var err error
 	if im.compression == compressionZstd {
 		err = decompressZstd(dst, src)
@@ -60,9 +67,9 @@ func (im *image) decompress(entry uint64) ([]byte, error) {
 		err = decompressDeflate(dst, src)
 	}
 	if err != nil {
-		return nil, corrupt("has a compressed cluster at byte %d that cannot be decompressed (%v): check it with qemu-img check", off, err)
+		return corrupt("has a compressed cluster at byte %d that cannot be decompressed (%v): check it with qemu-img check", off, err)
 	}
-	return dst, nil
+	return nil
 }
 
 // deflater is klauspost's, which takes less than half the time of the standard library's. QEMU's window is of 12 bits; the

@@ -9,11 +9,12 @@
 //	cache.go     tables and decompressed clusters, least recently used, with a cap in bytes for all images together
 //	header.go    the header, its extensions and feature.go its features
 //	table.go     where a guest's bytes lie: the L1 and L2 tables, extended ones too
-//	compress.go  compressed clusters
+//	compress.go  compressed clusters; clusters.go several of them side by side
 //	image.go     an open image as a Device; sparse.go its holes, locate.go where its bytes lie unaltered
 //	snapshot.go  internal snapshots
 //
-// Internal snapshots are listed and read. Whether a snapshot of a domain is an internal one, an overlay or
+// Internal snapshots are listed and read by this package (Snapshots, OpenSnapshot), but no store asks for them yet: the tree
+// does not show them. Whether a snapshot of a domain is an internal one, an overlay or
 // a copy that shares blocks is the choice of the store that makes it, and each of these is read here.
 //
 // # Where it differs from QEMU
@@ -27,6 +28,12 @@
 //
 // Tables are read when they are needed first, and kept: of an image that is written to meanwhile some bytes
 // are old, some new, and some from clusters that are used otherwise by now. That is for the store to prevent.
+//
+// # Speed
+//
+// The compressed clusters of one read are decompressed side by side, by as many goroutines as there are processors.
+// Nothing is decompressed before it is asked for: with all processors busy that gained nothing. Reads of 128 KiB and more
+// do not fill the cache.
 //
 // # Limits
 //

@@ -43,10 +43,14 @@ const (
 	maxFeatureTableBytes = 3 * 64 * featureEntryBytes // each bit of the three sets
 )
 
+// remake is what to do about an image that is not read. What it names besides was not looked at: a command that reads
+// all of it would put files of the host into a disk that whoever chose their names can read (CVE-2010-3851).
+const remake = "have it made anew without that (qemu-img can, but reads every file of the host that the image names: only if you trust whoever made it)"
+
 // checkFeatures refuses what is not read, by its name. names are those of the image itself.
 func (h *header) checkFeatures(names map[uint]string) error {
 	if h.incompatible&incompatDataFile != 0 {
-		return unsupported("keeps its data in another file (an external data file), which is never opened: convert it with qemu-img convert")
+		return unsupported("names another file of the host for its data (an external data file), which whoever made the image has chosen, and which is never opened: have the image made anew without one")
 	}
 	var unknown []string
 	for bit := range uint(64) {
@@ -60,7 +64,7 @@ func (h *header) checkFeatures(names map[uint]string) error {
 		unknown = append(unknown, what)
 	}
 	if len(unknown) > 0 {
-		return unsupported("needs what is not read, %s: convert it with qemu-img convert", strings.Join(unknown, ", "))
+		return unsupported("needs what is not read, %s: "+remake, strings.Join(unknown, ", "))
 	}
 	return nil
 }
@@ -70,18 +74,18 @@ func (h *header) checkEncryption(method uint32) error {
 	case encryptionNone:
 		return nil
 	case encryptionAES:
-		return unsupported("is encrypted (AES), which is not read: convert it with qemu-img convert")
+		return unsupported("is encrypted (AES), which is not read: " + remake)
 	case encryptionLUKS:
-		return unsupported("is encrypted (LUKS), which is not read: convert it with qemu-img convert")
+		return unsupported("is encrypted (LUKS), which is not read: " + remake)
 	}
-	return unsupported("is encrypted by the unknown method %d, which is not read", method)
+	return unsupported("is encrypted by the unknown method %d, which is not read: "+remake, method)
 }
 
 func (h *header) checkCompression() error {
 	switch h.compression {
 	case compressionDeflate, compressionZstd:
 	default:
-		return unsupported("has the unknown compression type %d, which is not read: convert it with qemu-img convert", h.compression)
+		return unsupported("has the unknown compression type %d, which is not read: "+remake, h.compression)
 	}
 	if (h.compression != compressionDeflate) != (h.incompatible&incompatCompression != 0) {
 		return corrupt("has compression type %d, which its feature bits contradict", h.compression)

@@ -101,7 +101,7 @@ func readHeader(file backend.Device) (*header, error) {
 	be := binary.BigEndian
 	h := &header{version: be.Uint32(b[4:])}
 	if h.version != 2 && h.version != 3 {
-		return nil, unsupported("is of version %d, and 2 and 3 are read: convert it with qemu-img convert", h.version)
+		return nil, unsupported("is of version %d, and 2 and 3 are read: "+remake, h.version)
 	}
 	bits := be.Uint32(b[20:])
 	if bits < minClusterBits || bits > maxClusterBits {

@@ -161,12 +161,14 @@ func (im *image) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// read fills p, with one read of the file for each run.
+// read fills p, with one read of the file for each run. Compressed clusters are left for the end, to be
+// decompressed side by side.
 func (im *image) read(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	r, err := im.m.lookup(&im.last, off, int64(len(p)), nil)
+	var parts []part // in compressed clusters, yet to be read
 	for err == nil {
 		rest := p[n:]
 		var next run
@@ -178,29 +180,39 @@ func (im *image) read(p []byte, off int64) (n int, err error) {
 			}
 			r.n += next.n
 		}
-		if err := im.fill(rest[:r.n], r, off+int64(n)); err != nil {
-			return n, err
+		if r.kind != compressed {
+			err = im.fill(rest[:r.n], r, off+int64(n))
+		} else {
+			in := (off + int64(n)) & (im.m.clusterSize() - 1)
+			parts = append(parts, part{p: rest[:r.n], at: n, in: in, entry: r.entry, keep: len(p) < passBytes})
+		}
+		if err != nil {
+			break
 		}
 		if n += int(r.n); n == len(p) {
-			return n, nil
+			break
+		}
+		if len(parts) == maxParts {
+			if at, err := im.readParts(parts); err != nil {
+				return at, err
+			}
+			parts = parts[:0]
 		}
 		r, err = next, nextErr
+	}
+	if len(parts) > 0 {
+		if at, err := im.readParts(parts); err != nil {
+			return at, err
+		}
 	}
 	return n, err
 }
 
-// fill reads a run, which begins at off.
+// fill reads a run that is not compressed, which begins at off.
 func (im *image) fill(p []byte, r run, off int64) error {
 	switch r.kind {
 	case data:
 		return im.m.file.readPadded(p, r.host)
-	case compressed:
-		c, err := im.cluster(r.entry)
-		if err != nil {
-			return err
-		}
-		copy(p, c[off&(im.m.clusterSize()-1):])
-		return nil
 	case unallocated:
 		return im.fillFromBacking(p, off)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"time"
@@ -66,7 +67,7 @@ func (h *header) eachSnapshot(file backend.Device, f func(Snapshot) bool) error 
 	table := io.NewSectionReader(file, h.snapshots.off, min(maxSnapshotBytes, max(0, file.Size()-h.snapshots.off)))
 	r := snapshotReader{r: bufio.NewReaderSize(table, 16<<10)}
 	for i := range h.snapshots.entries {
-		s, err := h.readSnapshot(&r)
+		s, err := h.readSnapshot(&r, i)
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return corrupt("ends within entry %d of its snapshot table", i)
 		}
@@ -93,7 +94,8 @@ func (r *snapshotReader) bytes(n int) ([]byte, error) {
 	return b, err
 }
 
-func (h *header) readSnapshot(r *snapshotReader) (s Snapshot, err error) {
+// readSnapshot reads entry i.
+func (h *header) readSnapshot(r *snapshotReader, i int) (s Snapshot, err error) {
 	if _, err = r.bytes(int(-r.n & 7)); err != nil {
 		return s, err
 	}
@@ -102,7 +104,7 @@ func (h *header) readSnapshot(r *snapshotReader) (s Snapshot, err error) {
 		return s, err
 	}
 	be := binary.BigEndian
-	if s.l1, err = h.checkTable("snapshot's L1 table", be.Uint64(b), be.Uint32(b[8:]), 8, maxL1Bytes); err != nil {
+	if s.l1, err = h.checkTable(fmt.Sprintf("L1 table of entry %d of its snapshot table", i), be.Uint64(b), be.Uint32(b[8:]), 8, maxL1Bytes); err != nil {
 		return s, err
 	}
 	idBytes, nameBytes := int(be.Uint16(b[12:])), int(be.Uint16(b[14:]))
@@ -111,7 +113,7 @@ func (h *header) readSnapshot(r *snapshotReader) (s Snapshot, err error) {
 	stateBytes, size := uint64(be.Uint32(b[32:])), uint64(h.sizeBytes)
 	extraBytes := be.Uint32(b[36:])
 	if extraBytes > maxSnapshotExtra {
-		return s, corrupt("has %d bytes of extra data in its snapshot table, more than can be", extraBytes)
+		return s, corrupt("has %d bytes of extra data in entry %d of its snapshot table, more than can be", extraBytes, i)
 	}
 	extra, err := r.bytes(int(extraBytes))
 	if err != nil {
@@ -134,7 +136,7 @@ func (h *header) readSnapshot(r *snapshotReader) (s Snapshot, err error) {
 	s.ID, s.Name = cString(id), cString(name)
 	// No table maps more. One that maps less leaves the rest unallocated.
 	if size > math.MaxInt64 || h.l1Need(int64(size)) > maxL1Bytes/8 || stateBytes > math.MaxInt64 {
-		return s, corrupt("has a snapshot of %d bytes with %d bytes of state, more than can be", size, stateBytes)
+		return s, corrupt("has a snapshot of %d bytes with %d bytes of state in entry %d of its snapshot table, more than can be", size, stateBytes, i)
 	}
 	s.SizeBytes, s.VMStateBytes = int64(size)&^(sectorSize-1), int64(stateBytes)
 	return s, nil

@@ -80,7 +80,7 @@ func (e *errOutside) Error() string {
 // openBeneath finds the file at an absolute path in one of the folders. Nothing outside of them is
 // looked at, whatever is put in the way meanwhile: each component is opened from the
 // descriptor of the one before, and links are followed by hand, those of root and of our own user (as in
-// trustedPath).
+// trustedPath). Snapshots, which may be of other guests, are not in them.
 func openBeneath(folders []namedFolder, path string) (found *located, err error) {
 	todo := components(path)
 	var open []*dir // the folder of the admin's, and those within it on the way
@@ -110,6 +110,9 @@ func openBeneath(folders []namedFolder, path string) (found *located, err error)
 		}
 		name := todo[0]
 		todo = todo[1:]
+		if strings.EqualFold(name, hiddenName) { // some filesystems can ignore case
+			return nil, backend.Because(backend.ErrAccess, "%s is domfs's own folder of snapshots, which no image may have a backing file in: have the image made anew without it", filepath.Join(here.path, name))
+		}
 		if name == ".." {
 			if len(open) > 1 {
 				here.Close()

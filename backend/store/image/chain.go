@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
@@ -130,7 +131,8 @@ func (s *Store) openChain(top chainFile) (c chain, err error) {
 			return c, nil
 		}
 		if len(c) == maxChain {
-			return c, backend.Because(backend.ErrUnsupported, "%s has more than %d backing files behind each other: qemu-img convert or qemu-img rebase make fewer of them", top.path, maxChain-1)
+			return c, backend.Because(backend.ErrUnsupported, "%s has more than %d backing files behind each other: have it made anew with fewer (merging them with qemu-img reads "+
+				"and writes files of the host that the images name: only do that if you trust whoever made them)", top.path, maxChain-1)
 		}
 		if folders == nil {
 			folders = s.namedFolders()
@@ -141,7 +143,7 @@ func (s *Store) openChain(top chainFile) (c chain, err error) {
 		}
 		c = append(c, next)
 		if seen[idOf(next.st)] {
-			return c, backend.Because(backend.ErrCorrupt, "%s has the backing file %s, which has itself behind it again", c[len(c)-2].path, next.path)
+			return c, backend.Because(backend.ErrCorrupt, "%s has the backing file %s, which has itself behind it again: restore one of them from a backup, or record the backing file that it had with qemu-img rebase -u", c[len(c)-2].path, next.path)
 		}
 		seen[idOf(next.st)] = true
 	}
@@ -152,7 +154,7 @@ func (s *Store) openBacking(over *chainFile, folders []namedFolder) (next chainF
 	name := over.header.Backing
 	path, err := backingPath(name, over.folder)
 	if err != nil {
-		return next, fmt.Errorf("%s has the backing file %q: %w", over.path, clip(name), err)
+		return next, fmt.Errorf("%s has the backing file %q: %w: %s", over.path, clip(name), err, dropCommand(over))
 	}
 	if next.format, err = s.backingFormat(over); err != nil {
 		return next, err
@@ -160,6 +162,10 @@ func (s *Store) openBacking(over *chainFile, folders []namedFolder) (next chainF
 	l, err := openBeneath(folders, path)
 	if where, outside := asOutside(err); outside {
 		return next, outsideError(over.path, name, where, folders)
+	}
+	if errors.Is(err, backend.ErrNotExist) {
+		return next, fmt.Errorf("%s has the backing file %q: %w: restore it, or record where it is now with qemu-img rebase -u -f %s -F FORMAT -b FILE %s",
+			over.path, clip(name), err, over.format.Name(), shellWord(over.path, "IMAGE"))
 	}
 	if err != nil {
 		return next, fmt.Errorf("%s has the backing file %q: %w", over.path, clip(name), err)
@@ -184,7 +190,7 @@ func backingPath(name, folder string) (string, error) {
 		name = rest
 	}
 	if i := strings.IndexAny(name, ":/"); i >= 0 && name[i] == ':' {
-		return "", backend.Because(backend.ErrUnsupported, "%q is a protocol and no path, and only files are followed: qemu-img convert makes an image without a backing file", clip(name[:i+1]))
+		return "", backend.Because(backend.ErrUnsupported, "%q, which whoever made the image has chosen, is a protocol and no path, and only files are followed", clip(name[:i+1]))
 	}
 	if strings.HasPrefix(name, "/") {
 		return name, nil
@@ -197,7 +203,7 @@ func backingPath(name, folder string) (string, error) {
 func (s *Store) backingFormat(over *chainFile) (backend.Format, error) {
 	if over.header.BackingFormat == "" {
 		return nil, backend.Because(backend.ErrUnsupported, "%s does not record the format of its backing file %q, and domfs does not guess it: "+
-			"record it with %s", over.path, clip(over.header.Backing), rebaseCommand(over))
+			"if that is the file that it should have, record it with %s", over.path, clip(over.header.Backing), rebaseCommand(over))
 	}
 	f, err := s.formatOf(over.header.BackingFormat)
 	if err != nil {
@@ -207,26 +213,36 @@ func (s *Store) backingFormat(over *chainFile) (backend.Format, error) {
 	return f, nil
 }
 
-// rebaseCommand records a backing file's format. Names that a shell would read otherwise than they
-// are written stay out of it: the header may be hostile.
+// rebaseCommand records a backing file's format.
 func rebaseCommand(over *chainFile) string {
-	word := func(name, instead string) string {
-		for i := range len(name) {
-			c := name[i]
-			if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("/._+,=@-", c) >= 0) {
-				return instead
-			}
-		}
-		if name == "" || name[0] == '-' || len(name) > 200 {
-			return instead
-		}
-		return name
-	}
 	return fmt.Sprintf("qemu-img rebase -u -f %s -F FORMAT -b %s %s, FORMAT being raw or what else it is",
-		over.format.Name(), word(over.header.Backing, "BACKING"), word(over.path, "IMAGE"))
+		over.format.Name(), shellWord(over.header.Backing, "BACKING"), shellWord(over.path, "IMAGE"))
 }
 
-// outsideError says which folder is to be named.
+// shellWord is a name for a command that an admin may run: one that a shell could read otherwise than it is
+// written is replaced.
+func shellWord(name, instead string) string {
+	for i := range len(name) {
+		c := name[i]
+		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("/._+,=@-", c) >= 0) {
+			return instead
+		}
+	}
+	if name == "" || name[0] == '-' || len(name) > 200 {
+		return instead
+	}
+	return name
+}
+
+// dropCommand makes an image stand alone. Without -u, or with qemu-img convert, QEMU would read the file
+// that the header names, into a disk that whoever chose that name can read (CVE-2010-3851).
+func dropCommand(over *chainFile) string {
+	return fmt.Sprintf("qemu-img rebase -u -f %s -b \"\" %s drops it, and then only what is in the image itself remains of the disk",
+		over.format.Name(), shellWord(over.path, "IMAGE"))
+}
+
+// outsideError says what to do about a backing file outside of the named folders. Whoever made the image has chosen
+// that name, and is answered with the file's bytes if its folder is named.
 func outsideError(over, name, where string, folders []namedFolder) error {
 	clean := filepath.Clean(where)
 	if _, _, inside := enter(folders, components(clean)); inside {
@@ -236,8 +252,9 @@ func outsideError(over, name, where string, folders []namedFolder) error {
 	if where != name {
 		leads = fmt.Sprintf(" (%s)", clip(where))
 	}
-	return backend.Because(backend.ErrAccess, "%s has the backing file %q%s, and backing files are followed only in folders that the admin named: if that one is to be read, mount with --image-dir=%s",
-		over, clip(name), leads, filepath.Dir(clean))
+	return backend.Because(backend.ErrAccess, "%s has the backing file %q%s: the image names a file of the host, which whoever made it has chosen. "+
+		"Backing files are followed only in folders of templates that the admin names: never name a folder because an image asks for it; if this one is yours, mount with --image-dir=%s",
+		over, clip(name), leads, shellWord(filepath.Dir(clean), "FOLDER"))
 }
 
 // compose makes one device of a chain. It owns the files, on errors too.

@@ -6,7 +6,7 @@
 // The format is what the disk's configuration says, and of a backing file what the image above it
 // records: never what a file begins with, for a guest writes what its raw disk begins with. A name in a header is as
 // untrusted (CVE-2010-3851): openBeneath walks it from the descriptor of a folder that the admin named,
-// component by component, and follows links by hand. Whatever is put in the way meanwhile, nothing
+// component by component, and follows links by hand; .domfs, with the snapshots of all guests, is none that it enters. Whatever is put in the way meanwhile, nothing
 // outside of those folders is opened or looked at. Only regular files are followed, at most maxChain of them.
 //
 // Volume.Generation and ModTime are of all files of such a chain. While somebody writes to a backing
@@ -15,7 +15,12 @@
 // An image grows by qemu-img resize, which knows how to write what only it and QEMU write. It opens whatever
 // headers and paths name; so it is given the files of the chain, which have been
 // opened by the rules above, as descriptors of this process (/proc/PID/fd/N), and told that
-// there are no others.
+// there are no other backing files. But it reads the headers itself, and no option keeps it from opening, and resizing, an
+// external data file that one of them names by then. So it is run only if nobody but root and the daemon's user
+// can write to any file of the chain, by owner, mode and who has it open (tamper.go): else ErrPermission or ErrBusy.
+//
+// No error tells an admin to run what would read all that an image names (qemu-img convert, rebase without -u): that
+// copies a file of the host into a disk of whoever has chosen its name.
 //
 // # Snapshots
 //

@@ -161,7 +161,7 @@ func (s *Store) refuseBackingWriter(c chain) error {
 		h.ask(1+i, c[1+i].f, c[1+i].st)
 	}
 	for i, name := range h.answer() {
-		return backend.Because(backend.ErrBusy, "its backing file %s is being written by %s", c[i].path, name)
+		return backend.Because(backend.ErrBusy, "its backing file %s is being written by %s: shut that domain down, or end that process, and let nobody write to a file that images are based on", c[i].path, name)
 	}
 	return nil
 }
@@ -323,11 +323,16 @@ func (image *guardedImage) broken() error {
 }
 
 func (image *guardedImage) close(s *Store) {
+	image.release(s)
+	image.f.Close()
+}
+
+// release lets others write to an image again, whose file stays open.
+func (image *guardedImage) release(s *Store) {
 	if image.kept == leased {
-		// A child that was just forked may hold the descriptor a little longer than we do.
+		// Closing alone would not do: a child that was just forked may hold the descriptor a little longer than we do.
 		_ = lease(image.f, unix.F_UNLCK)
 	}
-	image.f.Close()
 	if image.kept == unkept {
 		return
 	}

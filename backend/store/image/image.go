@@ -187,7 +187,7 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 	top := chainFile{f: f, st: st, path: v.ID, folder: filepath.Dir(v.ID)}
 	c := chain{top}
 	if top.format, err = s.formatOf(v.Format); err != nil {
-		err = fmt.Errorf("%s: %w: convert it with qemu-img convert -O raw", path, err)
+		err = fmt.Errorf("%s: %w: have it made anew as raw or qcow2 (qemu-img can, but reads every file of the host that the image names: only if you trust whoever made it)", path, err)
 	} else if c, err = s.openChain(top); err == nil {
 		defer c.closeBacking()
 		err = checkFolder(c, path)

@@ -409,7 +409,7 @@ func TestVolumes_WithABackingFileInUseAreInUse(t *testing.T) {
 	if !strings.Contains(v.Holder, fmt.Sprintf("qemu-io (pid %d), which writes to its backing file %s", writer.Process.Pid, mid)) || v.Err != nil {
 		t.Errorf("Holder = %q, Err = %v", v.Holder, v.Err)
 	}
-	if _, err := prepare(t, s, req, false); !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), mid) {
+	if _, err := prepare(t, s, req, false); !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), mid) || !strings.Contains(err.Error(), "shut that domain down") {
 		t.Errorf("Prepare: %v", err)
 	}
 	if _, err := s.Resize(t.Context(), v, 10<<20); !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), mid) {

@@ -42,6 +42,9 @@ func (s *Store) resizeFormat(ctx context.Context, v backend.Volume, f *os.File, 
 	if err := s.refuseBackingWriter(c); err != nil {
 		return 0, fmt.Errorf("resize %s: %w", v.ID, err)
 	}
+	if err := s.refuseTampering(c); err != nil {
+		return 0, err
+	}
 	// As long as it is open for writing, nobody can begin to copy it.
 	w, err := openToGrow(v.ID, idOf(st))
 	if err != nil {
@@ -68,9 +71,10 @@ func (s *Store) resizeFormat(ctx context.Context, v backend.Volume, f *os.File, 
 	return h.SizeBytes, nil
 }
 
-// qemuResize lets qemu-img grow an image. It is told each file of the chain by our own descriptor of it, and that
-// there is no other: it looks neither at paths, which may have changed, nor at
-// what the headers name.
+// qemuResize lets qemu-img grow an image. It is told each file of the chain by our own descriptor of it, so that
+// it looks neither at paths, which may have changed, nor at the backing files that headers name. An external data
+// file it opens if the header that it reads itself has one, and there is no option that forbids it: nobody may be
+// able to change the header any more (refuseTampering).
 func (s *Store) qemuResize(ctx context.Context, c chain, target int64) error {
 	ctx, cancel := context.WithTimeout(ctx, resizeTimeout)
 	defer cancel()

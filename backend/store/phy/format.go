@@ -68,7 +68,8 @@ func readHeader(d *device, format backend.Format) (backend.FormatHeader, error) 
 	if h.Backing != "" {
 		const most = 300
 		name := h.Backing[:min(len(h.Backing), most)]
-		return h, backend.Because(backend.ErrUnsupported, "%s has the backing file %q, and backing files of images on devices are not followed: qemu-img rebase -b \"\" makes it stand alone", d.path, name)
+		return h, backend.Because(backend.ErrUnsupported, "%s has the backing file %q, a file of the host that whoever made the image has chosen, and backing files of images on devices are not followed: "+
+			"qemu-img rebase -u -f %s -b \"\" drops it, and then only what is in the image itself remains of the disk", d.path, name, format.Name())
 	}
 	return h, nil
 }
