@@ -54,6 +54,12 @@ type Filesystem interface {
 	Open(d Device) (FS, error)
 }
 
+// InterruptibleOpener is a Filesystem whose Open a caller can end.
+type InterruptibleOpener interface {
+	// OpenUntil is Open that ends with context.Canceled soon after done is closed.
+	OpenUntil(done <-chan struct{}, d Device) (FS, error)
+}
+
 // FileType is the type of an inode: the S_IFMT bits of stat(2)'s st_mode.
 type FileType uint32
 

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -27,8 +28,9 @@ type Volume struct {
 	partsMu sync.Mutex
 	parts   answer[[]backend.Part] // guarded by partsMu
 
-	fsMu sync.Mutex
-	fs   answer[backend.FS] // guarded by fsMu
+	fsMu    sync.Mutex
+	fs      answer[backend.FS] // guarded by fsMu
+	opening *fsOpening         // guarded by fsMu; nil unless it is being opened
 }
 
 // answer is what was found out, or why that can never be.
@@ -227,26 +229,66 @@ func (v *Volume) HasFiles() bool {
 	return err == nil && f != nil
 }
 
+// fsOpening is a filesystem that is being opened, in a goroutine of its own: who waits for it can
+// give up.
+type fsOpening struct {
+	cancel chan struct{} // closed when the driver is to end early
+	ended  chan struct{} // closed after fs and err were set
+	fs     backend.FS
+	err    error
+}
+
 // FS opens the filesystem, once; it lives as long as the volume. Its warnings go to
-// last_error, the log and events. A failure is recorded there, too.
-func (v *Volume) FS() (backend.FS, error) {
-	h := v.disk.h
+// last_error, the log and events. A failure is recorded there, too. Whoever comes waits for one
+// opening until its own ctx ends; the opening goes on then, for the next one.
+func (v *Volume) FS(ctx context.Context) (backend.FS, error) {
 	if v.Running() {
 		return nil, fmt.Errorf("%s belongs to a domain that runs: its files are in a snapshot of it: %w", v, backend.ErrUnsupported)
 	}
 	v.fsMu.Lock()
+	if v.fs.known {
+		defer v.fsMu.Unlock()
+		return v.fs.value, v.fs.err
+	}
+	o := v.opening
+	if o == nil {
+		o = &fsOpening{cancel: make(chan struct{}), ended: make(chan struct{})}
+		v.opening = o
+		go v.open(o)
+	}
+	v.fsMu.Unlock()
+	select {
+	case <-o.ended:
+		return o.fs, o.err
+	case <-ctx.Done():
+		return nil, contextError(ctx, "opening the filesystem of "+v.String())
+	}
+}
+
+// open opens the filesystem, keeps what comes of it, and tells it.
+func (v *Volume) open(o *fsOpening) {
+	h := v.disk.h
+	fs, err := v.openFS(o.cancel)
+	select {
+	case <-o.cancel:
+		if err != nil { // nobody waits, or the daemon is ending
+			err = fmt.Errorf("%s is being closed: %w", v, backend.ErrBusy)
+			break
+		}
+		h.stats.add("filesystem_opens", 1)
+	default:
+		if err != nil {
+			err = h.Failed(v.disk.from.domain, "files", err)
+			break
+		}
+		h.stats.add("filesystem_opens", 1)
+		v.warn("files", fs.Warnings())
+	}
+	v.fsMu.Lock()
 	defer v.fsMu.Unlock()
-	was := v.fs.known
-	fs, err := v.fs.ask(v.openFS)
-	if was || !v.fs.known && err == nil {
-		return fs, err
-	}
-	if err != nil {
-		return nil, h.Failed(v.disk.from.domain, "files", err)
-	}
-	h.stats.add("filesystem_opens", 1)
-	v.warn("files", fs.Warnings())
-	return fs, nil
+	o.fs, o.err = v.fs.ask(func() (backend.FS, error) { return fs, err })
+	v.opening = nil
+	close(o.ended)
 }
 
 // warn tells what a driver warns of.
@@ -256,7 +298,8 @@ func (v *Volume) warn(op string, warnings []string) {
 	}
 }
 
-func (v *Volume) openFS() (backend.FS, error) {
+// openFS opens the filesystem, until done is closed if the driver can end early.
+func (v *Volume) openFS(done <-chan struct{}) (backend.FS, error) {
 	f, c, err := v.filesystem()
 	if err != nil {
 		return nil, err
@@ -264,11 +307,28 @@ func (v *Volume) openFS() (backend.FS, error) {
 	if f == nil {
 		return nil, fmt.Errorf("%s holds %q, which is no filesystem that is read here: %w", v, c.Type, backend.ErrUnsupported)
 	}
-	fs, err := guarded(v, c.Type, func() (backend.FS, error) { return f.Open(v.dev) })
+	fs, err := guarded(v, c.Type, func() (backend.FS, error) {
+		if i, ok := f.(backend.InterruptibleOpener); ok {
+			return i.OpenUntil(done, v.dev)
+		}
+		return f.Open(v.dev)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: its %s filesystem: %w", v, c.Type, err)
 	}
 	return fs, nil
+}
+
+// endOpening ends the opening of the filesystem, if it is under way: then ended is closed soon. Nobody
+// has a reference to the volume, so that nobody opens it any more.
+func (v *Volume) endOpening() (ended <-chan struct{}) {
+	v.fsMu.Lock()
+	defer v.fsMu.Unlock()
+	if v.opening == nil {
+		return nil
+	}
+	close(v.opening.cancel)
+	return v.opening.ended
 }
 
 // closeFS closes the filesystem, if it was opened.

@@ -7,10 +7,10 @@ package control
 //     the flock (between processes). It alone is held while drivers change something. A copy
 //     (fill.go) does not hold it while it copies, only to begin and to end.
 //  2. fill.path's flock: "this set is being copied"; only ever tried, never waited for.
-//  3. Volume.fsMu or partsMu, then probeMu: one question about one volume at a time. The
+//  3. Volume.partsMu, then probeMu: one question about one volume at a time. The
 //     driver that answers it is called with them held; it reads the device, and asks no
-//     other volume.
-//  4. every other mutex (inventoryCache, driverStates, volumeCache, fillTable, makingSets,
+//     other volume. A filesystem is opened with none of them held.
+//  4. every other mutex (inventoryCache, driverStates, volumeCache, Volume.fsMu, fillTable, makingSets,
 //     errorLog, eventHub, counters): leaves. None is held while a driver, a
 //     callback or another of them is called; eventHub calls its subscribers, which must not
 //     block, with its send order held.

@@ -22,10 +22,15 @@ import (
 type guestDrivers struct {
 	probes, opens, closes atomic.Int32
 	fail                  atomic.Pointer[error]
+	hold                  chan struct{} // of a filesystem "fsslow", whose opening ends when it is closed
+	interruptible         bool
 }
 
 func (g *guestDrivers) use(o *Options) {
 	o.Prober, o.Layouts, o.Filesystems = g, []backend.Layout{tableDriver{}}, []backend.Filesystem{fsDriver{g}}
+	if g.interruptible {
+		o.Filesystems = []backend.Filesystem{untilDriver{fsDriver{g}}}
+	}
 }
 
 func head(d backend.Device) string {
@@ -77,8 +82,24 @@ type fsDriver struct{ g *guestDrivers }
 
 func (fsDriver) Types() []string { return []string{"fs"} }
 
-func (f fsDriver) Open(d backend.Device) (backend.FS, error) {
+func (f fsDriver) Open(d backend.Device) (backend.FS, error) { return f.open(nil, d) }
+
+// untilDriver is a fsDriver whose opening can be ended.
+type untilDriver struct{ fsDriver }
+
+func (f untilDriver) OpenUntil(done <-chan struct{}, d backend.Device) (backend.FS, error) {
+	return f.open(done, d)
+}
+
+func (f fsDriver) open(done <-chan struct{}, d backend.Device) (backend.FS, error) {
 	f.g.opens.Add(1)
+	if head(d) == "fsslow" {
+		select {
+		case <-f.g.hold:
+		case <-done:
+			return nil, context.Canceled
+		}
+	}
 	if head(d) == "fsbad" {
 		return nil, fmt.Errorf("the superblock's checksum is wrong: %w", backend.ErrCorrupt)
 	}
@@ -216,11 +237,11 @@ func TestVolume_AsksAgainAfterAFailureToRead(t *testing.T) {
 	if _, err := v.Content(); !errors.Is(err, backend.ErrIO) {
 		t.Errorf("%v", err)
 	}
-	if _, err := v.FS(); !errors.Is(err, backend.ErrIO) {
+	if _, err := v.FS(t.Context()); !errors.Is(err, backend.ErrIO) {
 		t.Errorf("%v", err)
 	}
 	g.fail.Store(nil)
-	if _, err := v.FS(); err != nil {
+	if _, err := v.FS(t.Context()); err != nil {
 		t.Errorf("%v", err)
 	}
 }
@@ -236,7 +257,7 @@ func TestVolume_OpensItsFilesystemOnceAndTellsItsWarnings(t *testing.T) {
 				return
 			}
 			defer v.Release()
-			if _, err := v.FS(); err != nil {
+			if _, err := v.FS(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -260,7 +281,7 @@ func TestVolume_RecordsWhyAFilesystemCannotBeRead(t *testing.T) {
 	v := b.open(live)
 	defer v.Release()
 	for range 3 {
-		if _, err := v.FS(); !errors.Is(err, backend.ErrCorrupt) {
+		if _, err := v.FS(t.Context()); !errors.Is(err, backend.ErrCorrupt) {
 			t.Errorf("%v", err)
 		}
 	}
@@ -296,7 +317,7 @@ func TestVolume_OfARunningDomainHasNoFilesButItsPartitions(t *testing.T) {
 	if v.Frozen() || !v.Running() || v.HasFiles() {
 		t.Errorf("frozen %t, running %t, files %t", v.Frozen(), v.Running(), v.HasFiles())
 	}
-	if _, err := v.FS(); !errors.Is(err, backend.ErrUnsupported) {
+	if _, err := v.FS(t.Context()); !errors.Is(err, backend.ErrUnsupported) {
 		t.Errorf("%v", err)
 	}
 }
@@ -304,7 +325,7 @@ func TestVolume_OfARunningDomainHasNoFilesButItsPartitions(t *testing.T) {
 func TestVolume_IsOpenedAnewOnceItsDomainRuns(t *testing.T) {
 	b, g := withGuest(t, content(map[int]string{0: "fs"}), setup{limits: func(l *limits) { l.recheck = time.Millisecond }})
 	v := b.open(live)
-	_, err := v.FS()
+	_, err := v.FS(t.Context())
 	b.must(err)
 	if !v.Acquire() {
 		t.Fatal("a volume that did not change")
@@ -333,7 +354,7 @@ func TestVolume_IsOpenedAnewOnceItsDomainRuns(t *testing.T) {
 func TestVolume_NothingStaysCachedOnceTheDomainRunsEvenIfNobodyAsks(t *testing.T) {
 	b, g := withGuest(t, content(map[int]string{0: "fs"}), setup{})
 	v := b.open(live)
-	_, err := v.FS()
+	_, err := v.FS(t.Context())
 	b.must(err)
 	v.Release()
 	b.fake.Hypervisor.Start("web01")
@@ -552,7 +573,7 @@ func TestVolume_OpensUnderChangeStress(t *testing.T) {
 					}
 					if v.Acquire() {
 						if v.HasFiles() {
-							if _, err := v.FS(); err != nil {
+							if _, err := v.FS(t.Context()); err != nil {
 								t.Error(err)
 							}
 						}

@@ -345,7 +345,8 @@ func closeDisks(ds []*disk) {
 	}
 }
 
-// close closes what is on the disk, then the disk. Nobody has a reference.
+// close closes what is on the disk, then the disk. Nobody has a reference. What reads the disk still, and
+// does not end that, keeps it open.
 func (d *disk) close() {
 	d.mu.Lock()
 	vs := make([]*Volume, 0, len(d.volumes))
@@ -353,6 +354,46 @@ func (d *disk) close() {
 		vs = append(vs, v)
 	}
 	d.mu.Unlock()
+	var opening []<-chan struct{}
+	for _, v := range vs {
+		if ended := v.endOpening(); ended != nil {
+			opening = append(opening, ended)
+		}
+	}
+	if len(opening) > 0 && !d.await(opening) {
+		go func() {
+			for _, ended := range opening {
+				<-ended
+			}
+			d.closeNow(vs)
+		}()
+		return
+	}
+	d.closeNow(vs)
+}
+
+// openingEnds is how long the close of a disk waits for a filesystem that is being opened to end that: a
+// driver that can end is done after one read.
+const openingEnds = 2 * time.Second
+
+// await waits for filesystems that are being opened to end that; false if they do not.
+func (d *disk) await(opening []<-chan struct{}) bool {
+	wait := min(openingEnds, d.h.lim.end)
+	limit := time.NewTimer(wait)
+	defer limit.Stop()
+	for _, ended := range opening {
+		select {
+		case <-ended:
+		case <-limit.C:
+			d.h.log.Error("a filesystem is being opened, and does not end that: its disk stays open until then",
+				zap.String("volume", d.from.volume.ID), zap.Duration("after", wait))
+			return false
+		}
+	}
+	return true
+}
+
+func (d *disk) closeNow(vs []*Volume) {
 	for _, v := range vs {
 		v.closeFS()
 	}

@@ -58,7 +58,7 @@ func (f *fileSystem) guestRootEntry(c *call, at place, owner string, out *fuse.E
 		return err
 	}
 	defer v.Release()
-	guest, err := v.FS()
+	guest, err := v.FS(c.ctx)
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func (f *fileSystem) guestRootIno(c *call, at place) uint64 {
 		return 0
 	}
 	defer v.Release()
-	guest, err := v.FS()
+	guest, err := v.FS(c.ctx)
 	if err != nil {
 		return 0
 	}

@@ -205,7 +205,7 @@ func TestPush_TellsTheKernelNothingOfAFileThatCannotBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := r.slotOf()
-	guest, err := s.vol.Load().FS()
+	guest, err := s.vol.Load().FS(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
 		s.vol.Store(opened)
 		v = opened
 	}
-	guest, err := v.FS()
+	guest, err := v.FS(c.ctx)
 	if err != nil {
 		v.Release()
 		return nil, nil, err

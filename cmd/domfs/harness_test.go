@@ -187,6 +187,11 @@ func (h *host) mount(args ...string) *mount {
 // start starts the program and waits until its mount is there.
 func (h *host) start(env []string, mountpoint string, args ...string) (*mount, error) {
 	h.t.Helper()
+	return h.startProgram(binary, env, mountpoint, args...)
+}
+
+func (h *host) startProgram(binary string, env []string, mountpoint string, args ...string) (*mount, error) {
+	h.t.Helper()
 	m := &mount{t: h.t, host: h, path: mountpoint, log: &lockedBuffer{}, done: make(chan struct{})}
 	m.cmd = exec.Command(binary, append(append([]string{"mount", "--xl-config=" + h.xl, "--lock-file=" + filepath.Join(h.dir, "lock")}, args...), mountpoint)...)
 	// The race detector would have the program sleep for a second at its end.

@@ -8,11 +8,16 @@
 // committed before is seen. A journal on another device is not read, and a filesystem that needs it not opened.
 //
 // After the log, its fast commits are replayed and the orphans cleaned up, also in memory, as the kernel does before
-// it mounts: what changes so is whole blocks, at most 64 MiB of them. Times that the kernel sets then are those of the opening.
+// it mounts: what changes so is whole blocks, at most 64 MiB of them. Times that the kernel sets then
+// are the latest moment at which the superblock, the last transaction or an inode of a fast commit was written, so that
+// a snapshot looks the same whenever it is opened.
+// What all filesystems that are open hold of this together is bounded by 256 MiB: an Open beyond is ErrBusy. Of a journal, 8 GiB
+// are read while its filesystem is opened, which the caller can end early; one that takes more is not replayed.
 // Beyond the bounds, or where the guest's bytes are wrong, there is a warning, and nothing of the fast commits or of the cleaning is
 // seen. What the kernel's replay of fast commits leaves wrong, such as the link counts of new directories, is shown as it leaves it.
 // Files without names that a fast commit holds are deleted, as by e2fsck, and an area for fast commits that is full is
-// replayed: the kernel (6.18) mounts neither, which a warning says. Quota files are not brought up to date.
+// replayed: the kernel (6.18) mounts neither, which a warning says. Kernels make no fast commits of names in
+// encrypted directories; an area that has such ones is not replayed. Quota files are not brought up to date.
 //
 // What a filesystem needs is decided by the feature bits of its superblock, never by
 // the name that blkid gives it. An incompatible feature that is not read is refused by name
@@ -24,7 +29,7 @@
 //
 // The layers, from below:
 //
-//	source.go    the one way to the device, and overlay.go what recovery lays over it
+//	source.go    the one way to the device, and overlay.go what recovery lays over it, overlaybudget.go its memory
 //	cache.go     metadata blocks by number, least recently used, with a cap in bytes
 //	super.go     superblock, backup.go its copies, feature.go its features
 //	group.go     group descriptors
@@ -32,7 +37,10 @@
 //	             jbd2.go the blocks of its log, replay.go which of them are replayed,
 //	             fastcommit.go its fast commits, orphan.go inodes to be deleted or truncated
 //	edit.go      changes in memory, for these two: editgroup.go bitmaps and counters, editinode.go inodes,
-//	             editextent.go and editpointers.go their blocks, editdir.go names
+//	             editextent.go extent trees, editnode.go their nodes, editgrow.go and editfree.go what makes them
+//	             larger and smaller, editpointers.go the maps of ext2 and ext3, editdir.go directories,
+//	             editleaf.go lists of names, editindex.go htrees, editinline.go directories in inodes,
+//	             blockset.go sets of blocks that are not to be taken
 //	inode.go     an inode as stat(2) shows it
 //	blockmap.go  where a file's blocks lie: extent.go, indirect.go
 //	file.go      content, dir.go and htree.go directories, symlink.go, xattr.go and acl.go

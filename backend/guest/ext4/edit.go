@@ -1,23 +1,26 @@
 package ext4
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	"domfs/backend"
 )
 
 const (
-	// maxEditedBytes bounds what recovery changes in memory. A block bitmap of 4 KiB is for
+	// maxEditedBytes bounds what recovery changes in memory, with what it keeps to take changes back. A block bitmap of 4 KiB is for
 	// 128 MiB, so that this is for deleted files of 2 TiB.
 	maxEditedBytes = 64 << 20
 
 	// maxEditSteps bounds the nodes of trees, the blocks of directories and the bitmaps that
 	// recovery looks at, by their KiB: a journal that the kernel wrote takes some dozens per tag.
 	maxEditSteps = 1 << 22
+
+	// maxExcludedRuns bounds the runs of blocks that fast commits say are in use: 16 bytes each.
+	maxExcludedRuns = 1 << 20
 )
 
 // errTooMuch ends a recovery that goes beyond its bounds.
@@ -31,26 +34,23 @@ var errNoRoom = errors.New("the filesystem is full")
 // read by view alone until finish.
 type editor struct {
 	fs      *FS
-	now     time.Time
+	now     time.Time // what times are set to
 	steps   int
 	groups  map[uint64]*editedGroup
 	kinds   map[uint64]blockKind
-	before  map[uint64][]byte // overlay.edited as it was, to go back to
+	undo    map[uint64][]byte // what overlay.edited had of the blocks in kinds, to go back to
 	exclude blockSet          // what no new block may lie in; see newBlock
+	full    bool              // no block is free that may be taken
 	counted bool              // freeing a block changes the file's i_blocks
 	warned  bool              // of an orphan that is none
 	cleaned int               // orphans
 }
 
 func newEditor(fs *FS) *editor {
-	e := &editor{fs: fs, now: time.Now(), groups: map[uint64]*editedGroup{}, kinds: map[uint64]blockKind{}, before: map[uint64][]byte{}}
 	if fs.over.edited == nil {
 		fs.over.edited = map[uint64][]byte{}
 	}
-	for n, b := range fs.over.edited {
-		e.before[n] = append([]byte(nil), b...)
-	}
-	return e
+	return &editor{fs: fs, now: fs.recoveryTime(), groups: map[uint64]*editedGroup{}, kinds: map[uint64]blockKind{}, undo: map[uint64][]byte{}}
 }
 
 // finish makes the changes those of the filesystem.
@@ -64,7 +64,13 @@ func (e *editor) finish() {
 
 // discard takes all changes back.
 func (e *editor) discard() {
-	e.fs.over.edited = maps.Clone(e.before)
+	for block := range e.kinds {
+		if b := e.undo[block]; b != nil {
+			e.fs.over.edited[block] = b
+		} else {
+			delete(e.fs.over.edited, block)
+		}
+	}
 	e.fs.over.seal()
 	e.fs.cache.clear()
 }
@@ -77,7 +83,7 @@ func (e *editor) work(bytes int) error {
 	if e.steps += 1 + bytes/1024; e.steps > maxEditSteps {
 		return fmt.Errorf("%w: more than %d steps", errTooMuch, maxEditSteps)
 	}
-	return nil
+	return e.fs.openInterrupted()
 }
 
 // view returns a block as it is now, not to be changed.
@@ -117,8 +123,16 @@ func (e *editor) claim(block uint64, kind blockKind) error {
 	if old := e.kinds[block]; old != kindFree && old != kind {
 		return corrupt("block %d is %s, and also %s", block, blockKindNames[old], blockKindNames[kind])
 	}
-	if _, known := e.kinds[block]; !known && len(e.kinds) >= maxEditedBytes>>e.fs.sb.blockBits {
-		return fmt.Errorf("%w: more than %d MiB of blocks change", errTooMuch, maxEditedBytes>>20)
+	if _, known := e.kinds[block]; !known {
+		if len(e.fs.over.edited)+len(e.undo) >= maxEditedBytes>>e.fs.sb.blockBits {
+			return fmt.Errorf("%w: more than %d MiB of blocks change", errTooMuch, maxEditedBytes>>20)
+		}
+		if err := e.fs.reserveEdited(); err != nil {
+			return err
+		}
+		if b := e.fs.over.edited[block]; b != nil {
+			e.undo[block] = bytes.Clone(b)
+		}
 	}
 	e.kinds[block] = kind
 	return nil

@@ -1,12 +1,9 @@
 package ext4
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"slices"
-	"sort"
 )
 
 // Flags of a group: its bitmap was never written.
@@ -31,18 +28,27 @@ func (s *super) groupClusters(group uint64) uint64 {
 	return (blocks + 1<<s.clusterBits - 1) >> s.clusterBits
 }
 
+// groupView is a group's descriptor as it is now.
+func (e *editor) groupView(n uint64) (groupDesc, error) {
+	sb := e.fs.sb
+	b, err := e.view(sb.groupDescBlock(n / sb.descsPerBlock()))
+	if err != nil {
+		return groupDesc{}, fmt.Errorf("group %d: descriptor: %w", n, err)
+	}
+	return e.fs.parseGroup(b[n%sb.descsPerBlock()*uint64(sb.descBytes):][:sb.descBytes]), nil
+}
+
 // group returns a group to be changed.
 func (e *editor) group(n uint64) (*editedGroup, error) {
 	if g := e.groups[n]; g != nil {
 		return g, nil
 	}
 	sb := e.fs.sb
-	perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes)
-	b, err := e.edit(sb.groupDescBlock(n/perBlock), kindDescriptors)
+	b, err := e.edit(sb.groupDescBlock(n/sb.descsPerBlock()), kindDescriptors)
 	if err != nil {
 		return nil, fmt.Errorf("group %d: descriptor: %w", n, err)
 	}
-	desc := b[n%perBlock*uint64(sb.descBytes):][:sb.descBytes]
+	desc := b[n%sb.descsPerBlock()*uint64(sb.descBytes):][:sb.descBytes]
 	if sum, ok := e.fs.groupChecksum(uint32(n), desc); ok {
 		if stored := binary.LittleEndian.Uint16(desc[0x1e:]); stored != sum {
 			return nil, corrupt("group %d: descriptor: checksum is 0x%04x, computed 0x%04x", n, stored, sum)
@@ -193,16 +199,14 @@ func (e *editor) initBlockBitmap(n uint64, b []byte) error {
 		first = n / size * size
 		last = min(first+size, sb.groups) - 1
 	}
-	perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes)
 	for i := first; i <= last; i++ {
 		if err := e.step(); err != nil {
 			return err
 		}
-		t, err := e.view(e.fs.sb.groupDescBlock(i / perBlock))
+		d, err := e.groupView(i)
 		if err != nil {
 			return err
 		}
-		d := e.fs.parseGroup(t[i%perBlock*uint64(sb.descBytes):][:sb.descBytes])
 		use(d.blockBitmap, 1)
 		use(d.inodeBitmap, 1)
 		use(d.inodeTable, sb.inodeTableBlocks())
@@ -292,6 +296,7 @@ func (e *editor) mark(block, blocks uint64, used bool) error {
 			e.addFreeClusters(g.desc, -changed)
 		} else {
 			e.addFreeClusters(g.desc, changed)
+			e.full = e.full && changed == 0
 		}
 		block, blocks = block+n, blocks-n
 	}
@@ -301,79 +306,95 @@ func (e *editor) mark(block, blocks uint64, used bool) error {
 // newBlock takes the first free block from goal on, and after the last group from the
 // first. None is taken from what the journal says is in use.
 func (e *editor) newBlock(goal uint64) (uint64, error) {
+	if e.full {
+		return 0, errFull
+	}
 	sb := e.fs.sb
 	if goal < uint64(sb.firstDataBlock) || goal >= sb.blocks {
 		goal = uint64(sb.firstDataBlock)
 	}
-	group := (goal - uint64(sb.firstDataBlock)) / uint64(sb.blocksPerGroup)
-	c := (goal - sb.groupStart(group)) >> sb.clusterBits
-	for range sb.groups {
-		if err := e.step(); err != nil {
-			return 0, err
-		}
-		perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes)
-		t, err := e.view(e.fs.sb.groupDescBlock(group / perBlock))
+	first := (goal - uint64(sb.firstDataBlock)) / uint64(sb.blocksPerGroup)
+	from := (goal - sb.groupStart(first)) >> sb.clusterBits
+	for i, c := uint64(0), from; i < sb.groups; i, c = i+1, 0 {
+		group := (first + i) % sb.groups
+		block, ok, err := e.freeBlock(group, c, sb.groupClusters(group))
 		if err != nil {
 			return 0, err
 		}
-		if e.fs.parseGroup(t[group%perBlock*uint64(sb.descBytes):][:sb.descBytes]).freeClusters != 0 {
-			g, err := e.blockBitmap(group)
-			if err != nil {
-				return 0, err
-			}
-			if err := e.work(len(g.blocks)); err != nil {
-				return 0, err
-			}
-			for ; c < sb.groupClusters(group); c++ {
-				if c%8 == 0 && g.blocks[c/8] == 0xff {
-					c += 7
-					continue
-				}
-				if bitmapBit(g.blocks, c) {
-					continue
-				}
-				block := sb.groupStart(group) + c<<sb.clusterBits
-				// What is being changed is in use, whatever its bitmap says.
-				if e.kinds[block] != kindFree || e.exclude.has(block) {
-					continue
-				}
-				return block, e.mark(block, 1, true)
-			}
+		if ok {
+			return block, e.mark(block, 1, true)
 		}
-		group, c = (group+1)%sb.groups, 0
 	}
-	return 0, fmt.Errorf("%w: no block is free", errNoRoom)
+	// The kernel takes none of what is before the goal in its group, but may for another goal.
+	_, ok, err := e.freeBlock(first, 0, from)
+	if err != nil {
+		return 0, err
+	}
+	e.full = !ok
+	return 0, errFull
 }
 
-// blockSet is a set of runs of blocks.
-type blockSet struct {
-	runs   []blockRange
-	sorted bool
-}
+var errFull = fmt.Errorf("%w: no block is free", errNoRoom)
 
-type blockRange struct{ first, end uint64 }
-
-func (s *blockSet) add(block, blocks uint64) {
-	s.runs = append(s.runs, blockRange{block, block + blocks})
-	s.sorted = false
-}
-
-func (s *blockSet) has(block uint64) bool {
-	if !s.sorted {
-		slices.SortFunc(s.runs, func(a, b blockRange) int { return cmp.Compare(a.first, b.first) })
-		n := 0
-		for _, r := range s.runs {
-			if n > 0 && r.first <= s.runs[n-1].end {
-				s.runs[n-1].end = max(s.runs[n-1].end, r.end)
-				continue
-			}
-			s.runs[n] = r
-			n++
+// freeBlock is the first block that can be taken of some of a group's clusters.
+func (e *editor) freeBlock(group, from, end uint64) (block uint64, ok bool, err error) {
+	if err := e.step(); err != nil {
+		return 0, false, err
+	}
+	d, err := e.groupView(group)
+	if err != nil || d.freeClusters == 0 || from >= end {
+		return 0, false, err
+	}
+	g, err := e.blockBitmap(group)
+	if err != nil {
+		return 0, false, err
+	}
+	if err := e.work(len(g.blocks)); err != nil {
+		return 0, false, err
+	}
+	bits, start := e.fs.sb.clusterBits, e.fs.sb.groupStart(group)
+	for c := clearBit(g.blocks, from, end); c < end; c = clearBit(g.blocks, c, end) {
+		block := start + c<<bits
+		// What is being changed is in use, whatever its bitmap says.
+		excluded := e.exclude.end(block)
+		if excluded == block && e.kinds[block] == kindFree {
+			return block, true, nil
 		}
-		s.runs, s.sorted = s.runs[:n], true
+		if err := e.work(passedBytes); err != nil {
+			return 0, false, err
+		}
+		c = max(c+1, (excluded-start+1<<bits-1)>>bits)
 	}
-	i := sort.Search(len(s.runs), func(i int) bool { return s.runs[i].first > block }) - 1
-	return i >= 0 && block < s.runs[i].end
+	return 0, false, nil
+}
+
+// passedBytes is what passing over a block that is free and must not be taken counts as; see work.
+const passedBytes = 1 << 10
+
+// clearBit is the first bit from one on and before end that is 0; end if there is none.
+func clearBit(b []byte, from, end uint64) uint64 {
+	for i := from; i < end; {
+		if i%64 == 0 && i+64 <= end {
+			if w := ^binary.LittleEndian.Uint64(b[i/8:]); w != 0 {
+				return i + uint64(bits.TrailingZeros64(w))
+			}
+			i += 64
+			continue
+		}
+		if !bitmapBit(b, i) {
+			return i
+		}
+		i++
+	}
+	return end
+}
+
+// excludeRun keeps new blocks out of a run of blocks.
+func (e *editor) excludeRun(block, blocks uint64) error {
+	if e.exclude.add(block, blocks); e.exclude.runs() > maxExcludedRuns {
+		return fmt.Errorf("%w: more than %d runs of blocks must not be taken", errTooMuch, maxExcludedRuns)
+	}
+	return nil
 }
 
 // useInode marks an inode used.

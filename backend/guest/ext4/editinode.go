@@ -26,6 +26,8 @@ const (
 	inodeXattrHighAt  = 0x76
 	inodeChecksumAt   = 0x7c
 	inodeExtraAt      = 0x80
+	inodeCtimeAt      = 0xc
+	inodeCtimeExtraAt = 0x84
 )
 
 // maxDirLinks is the number of links from which on a directory's are not counted.
@@ -107,6 +109,9 @@ func (in *editedInode) setSectors(n uint64) {
 	}
 }
 
+// setDeleted sets the time of the deletion. One of 0 were that of an inode in use.
+func (in *editedInode) setDeleted() { in.put32(inodeDtimeAt, uint32(max(1, in.e.now.Unix()))) }
+
 // addSectors changes i_blocks, which does not become negative.
 func (in *editedInode) addSectors(n int64) {
 	old := int64(min(in.sectors(), math.MaxInt64>>1))
@@ -122,7 +127,7 @@ func (in *editedInode) setTime(t time.Time, at, extraAt int) {
 	}
 }
 
-func (in *editedInode) touchCtime() { in.setTime(in.e.now, 0x0c, 0x84) }
+func (in *editedInode) touchCtime() { in.setTime(in.e.now, inodeCtimeAt, inodeCtimeExtraAt) }
 func (in *editedInode) touchMtime() { in.setTime(in.e.now, 0x10, 0x88) }
 
 // seal sets the inode's checksum. It follows each change.
@@ -150,12 +155,11 @@ func (e *editor) rawInode(ino uint32) (*editedInode, error) {
 		return nil, corrupt("inode %d of %d is none of a file", ino, sb.inodes)
 	}
 	group := uint64(ino-1) / uint64(sb.inodesPerGroup)
-	perBlock := uint64(sb.blockBytes()) / uint64(sb.descBytes)
-	t, err := e.view(e.fs.sb.groupDescBlock(group / perBlock))
+	d, err := e.groupView(group)
 	if err != nil {
-		return nil, fmt.Errorf("inode %d: group %d: descriptor: %w", ino, group, err)
+		return nil, fmt.Errorf("inode %d: %w", ino, err)
 	}
-	table := e.fs.parseGroup(t[group%perBlock*uint64(sb.descBytes):][:sb.descBytes]).inodeTable
+	table := d.inodeTable
 	if !sb.validRun(table, sb.inodeTableBlocks()) {
 		return nil, corrupt("group %d: the inode table at block %d is outside of the filesystem of %d blocks", group, table, sb.blocks)
 	}

@@ -5,22 +5,40 @@ import (
 	"fmt"
 )
 
-// pointerPath is where the way to a file's block begins in the map of ext2 and ext3: a
-// list of pointers in the inode, the block relative to the first that the list maps, and how many levels of
-// blocks of pointers follow.
-func (s *super) pointerPath(root []byte, block uint64) (list []byte, rest uint64, levels uint, ok bool) {
-	if block < directBlocks {
-		return root[:4*directBlocks], block, 0, true
-	}
-	rest = block - directBlocks
-	for levels = 1; levels <= indirectLevels; levels++ {
-		span := uint64(1) << (levels * (s.blockBits - 2))
-		if rest < span {
-			return root[4*(directBlocks+levels-1):][:4], rest, levels, true
+// physical is the block that a file's block is; 0 if there is none.
+func (in *editedInode) physical(block uint64) (uint64, error) {
+	if in.hasExtents() {
+		r, err := in.lookup(block, 1)
+		if err != nil || r.state == runHole {
+			return 0, err
 		}
-		rest -= span
+		return r.phys, nil
 	}
-	return nil, 0, 0, false
+	list, rest, levels, ok := in.e.fs.sb.pointerPath(in.root(), block)
+	if !ok {
+		return 0, corrupt("inode %d has no block %d", in.ino, block)
+	}
+	for ; ; levels-- {
+		p := uint64(binary.LittleEndian.Uint32(list[4*(rest>>(levels*(in.e.fs.sb.blockBits-2))):]))
+		if p == 0 {
+			return 0, nil
+		}
+		if !in.e.fs.sb.validRun(p, 1) {
+			return 0, corrupt("inode %d: block %d of %d, for the file's block %d", in.ino, p, in.e.fs.sb.blocks, block)
+		}
+		if levels == 0 {
+			return p, nil
+		}
+		if err := in.e.step(); err != nil {
+			return 0, err
+		}
+		b, err := in.e.view(p)
+		if err != nil {
+			return 0, fmt.Errorf("inode %d: indirect %w", in.ino, err)
+		}
+		list = b
+		rest &= 1<<(levels*(in.e.fs.sb.blockBits-2)) - 1
+	}
 }
 
 // truncatePointers frees the file's blocks from first on, and the blocks of pointers that

@@ -1,9 +1,12 @@
 package ext4
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"domfs/backend"
 )
@@ -12,11 +15,12 @@ import (
 type Driver struct{}
 
 var (
-	_ backend.Filesystem = Driver{}
-	_ backend.FS         = (*FS)(nil)
-	_ backend.File       = (*file)(nil)
-	_ backend.Locator    = (*file)(nil)
-	_ backend.Sparse     = (*file)(nil)
+	_ backend.Filesystem          = Driver{}
+	_ backend.FS                  = (*FS)(nil)
+	_ backend.InterruptibleOpener = Driver{}
+	_ backend.File                = (*file)(nil)
+	_ backend.Locator             = (*file)(nil)
+	_ backend.Sparse              = (*file)(nil)
 )
 
 // New returns the driver.
@@ -33,8 +37,12 @@ type FS struct {
 	over     overlay
 	runs     seenRuns
 	warnings []string
+	opening  <-chan struct{} // closed when Open is to end early; nil after it
+	closed   atomic.Bool
 
-	fastCommits [fcKinds]int // tags that were replayed, by their kind
+	lastWrite   time.Time         // the latest that the journal tells of
+	fastCommits [fcKinds]int      // tags that were replayed, by their kind
+	fcDeleted   map[uint32]uint32 // inodes that they deleted, and the next orphan that each had; until orphans are cleaned up
 
 	statMu sync.Mutex
 	stat   *backend.FSStat // guarded by statMu; nil until it was computed
@@ -43,22 +51,37 @@ type FS struct {
 // Open reads the superblock, or a copy of it where the first one is damaged:
 // ErrUnsupported names the features that are not read, ErrCorrupt is for a superblock that is wrong and has
 // no copy. A filesystem that was in use is recovered, in memory.
-func (Driver) Open(d backend.Device) (backend.FS, error) {
+// ErrBusy says that the filesystems that are open take all of the memory that recovery has.
+func (dr Driver) Open(d backend.Device) (backend.FS, error) { return dr.OpenUntil(nil, d) }
+
+// OpenUntil implements backend.InterruptibleOpener.
+func (Driver) OpenUntil(done <-chan struct{}, d backend.Device) (backend.FS, error) {
 	sb, damage, err := readSuper(d)
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{dev: d, sb: sb, cache: newCache(cacheBytes)}
+	fs := &FS{dev: d, sb: sb, cache: newCache(cacheBytes), opening: done}
+	if err := fs.open(damage); err != nil {
+		fs.Close()
+		return nil, err
+	}
+	fs.opening = nil
+	return fs, nil
+}
+
+// open is the rest of Open; damage is what is wrong with the superblock.
+func (fs *FS) open(damage string) error {
+	d, sb := fs.dev, fs.sb
 	if damage != "" {
 		fs.warnings = append(fs.warnings, damage)
 	}
 	if sb.incompat&incompatRecover != 0 {
 		if err := fs.recoverJournal(); err != nil {
-			return nil, err
+			return err
 		}
 		sb = fs.sb
 	} else if err := fs.cleanOrphans(); err != nil {
-		return nil, err
+		return err
 	} else if sb.state&stateClean == 0 {
 		fs.warnings = append(fs.warnings, "the filesystem was not unmounted cleanly and has no journal to replay: it may be inconsistent until the guest runs e2fsck")
 	}
@@ -69,12 +92,12 @@ func (Driver) Open(d backend.Device) (backend.FS, error) {
 		fs.warnings = append(fs.warnings, fmt.Sprintf("the filesystem has %d bytes but its device only %d: what lies past the end cannot be read", need, size))
 	}
 	if err := fs.checkRoot(); err != nil {
-		return nil, err
+		return err
 	}
 	if w := fs.groupWarning(); w != "" {
 		fs.warnings = append(fs.warnings, w)
 	}
-	return fs, nil
+	return nil
 }
 
 // checkRoot refuses a filesystem whose root is no directory, as the kernel does. What else
@@ -98,8 +121,20 @@ func (fs *FS) Root() uint64 { return rootIno }
 // replayed, errors that the guest has found, and a device that is too short.
 func (fs *FS) Warnings() []string { return append([]string(nil), fs.warnings...) }
 
-// Close drops the cache.
+// openInterrupted fails when an Open under way is to end.
+func (fs *FS) openInterrupted() error {
+	select {
+	case <-fs.opening:
+		return fmt.Errorf("opening the filesystem: %w", context.Canceled)
+	default:
+		return nil
+	}
+}
+
+// Close drops the cache and what was recovered. No call may be under way, nor follow but Close.
 func (fs *FS) Close() error {
+	fs.closed.Store(true)
+	fs.dropOverlay()
 	fs.cache.clear()
 	return nil
 }

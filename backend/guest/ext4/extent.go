@@ -20,6 +20,21 @@ type extentNode []byte
 func (n extentNode) count() int { return int(binary.LittleEndian.Uint16(n[2:])) }
 func (n extentNode) depth() int { return int(binary.LittleEndian.Uint16(n[6:])) }
 
+// room is how many entries it has room for.
+func (n extentNode) room() int { return int(binary.LittleEndian.Uint16(n[4:])) }
+
+// checkSum compares the checksum of a node in a block, which follows the room for its entries.
+func (n extentNode) checkSum(seed uint32) error {
+	tail := extentBytes * (1 + n.room())
+	if tail+4 > len(n) {
+		return corrupt("no room for a checksum")
+	}
+	if stored, sum := binary.LittleEndian.Uint32(n[tail:]), crc32c(seed, n[:tail]); stored != sum {
+		return corrupt("checksum is 0x%08x, computed 0x%08x", stored, sum)
+	}
+	return nil
+}
+
 func (n extentNode) entry(i int) []byte { return n[extentBytes*(i+1):][:extentBytes] }
 
 // first is the file's block that an entry begins with.
@@ -107,13 +122,8 @@ func (fs *FS) extentBlock(in *inode, block uint64, depth int, lo, hi uint64) (ex
 		return nil, fmt.Errorf("inode %d: extent block %d: %w", in.ino, block, err)
 	}
 	if fs.sb.roCompat&roCompatMetadataChecksum != 0 {
-		le := binary.LittleEndian
-		tail := extentBytes * (1 + int(le.Uint16(b.data[4:])))
-		if tail+4 > len(b.data) {
-			return nil, corrupt("inode %d: extent block %d: no room for a checksum", in.ino, block)
-		}
-		if stored, sum := le.Uint32(b.data[tail:]), crc32c(in.seed, b.data[:tail]); stored != sum {
-			return nil, corrupt("inode %d: extent block %d: checksum is 0x%08x, computed 0x%08x", in.ino, block, stored, sum)
+		if err := extentNode(b.data).checkSum(in.seed); err != nil {
+			return nil, fmt.Errorf("inode %d: extent block %d: %w", in.ino, block, err)
 		}
 	}
 	b.setRight(as)
@@ -128,7 +138,7 @@ func (fs *FS) checkExtents(n extentNode, depth int, lo, hi uint64) error {
 	if magic := le.Uint16(n); magic != extentMagic {
 		return corrupt("magic is 0x%x, not 0x%x", magic, extentMagic)
 	}
-	count, room := n.count(), int(le.Uint16(n[4:]))
+	count, room := n.count(), n.room()
 	switch {
 	case n.depth() != depth:
 		return corrupt("depth is %d, not %d", n.depth(), depth)

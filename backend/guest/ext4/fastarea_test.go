@@ -334,12 +334,17 @@ var areaCases = []areaCase{
 }
 
 func TestFastCommits_OfEachKindAndFault(t *testing.T) {
+	image := filepath.Join(reflinkDir(t), "image")
+	areaImage(t, image)
+	compareAreas(t, image, areaCases)
+}
+
+// compareAreas replays areas to an image, and compares what is left with what the kernel leaves.
+func compareAreas(t *testing.T, image string, cases []areaCase) {
+	t.Helper()
 	testneed.Loop(t)
 	testneed.Tools(t, "mke2fs", "mkfs.xfs", "e2fsck")
-	dir := reflinkDir(t)
-	image := filepath.Join(dir, "image")
-	areaImage(t, image)
-	for _, c := range areaCases {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			cut := clone(t, image, image+".cut")
 			before, _ := openImage(t, cut)
@@ -435,16 +440,16 @@ type fastFuzz struct {
 	seeds [][]byte
 }
 
-func newFastFuzz(t testing.TB) *fastFuzz {
+func newFastFuzz(t testing.TB, make func(t testing.TB, path string), cases []areaCase) *fastFuzz {
 	t.Helper()
 	testneed.Loop(t)
 	testneed.Tools(t, "mke2fs")
 	image := filepath.Join(imageDir(t), "image")
-	areaImage(t, image)
+	make(t, image)
 	before, _ := openImage(t, image)
 	ino := func(names ...string) uint32 { return uint32(lookup(t, before, names...).Ino) }
 	f := &fastFuzz{tid: fastTID(t, before)}
-	for _, c := range areaCases {
+	for _, c := range cases {
 		a := newFastArea(before.sb.blockBytes(), f.tid)
 		c.make(a, before, ino)
 		f.seeds = append(f.seeds, a.area)
@@ -491,9 +496,13 @@ func (f *fastFuzz) replay(t *testing.T, area []byte) {
 }
 
 func TestFastCommits_SurviveChangedAreas(t *testing.T) {
-	f := newFastFuzz(t)
+	surviveChangedAreas(t, newFastFuzz(t, areaImage, areaCases))
+	surviveChangedAreas(t, newFastFuzz(t, inlineAreaImage, inlineAreaCases))
+}
+
+func surviveChangedAreas(t *testing.T, f *fastFuzz) {
 	rnd := rand.New(rand.NewPCG(5, 6))
-	for range 400 {
+	for range 250 {
 		area := bytes.Clone(f.seeds[rnd.IntN(len(f.seeds))])
 		area = area[:min(len(area), 16<<10)]
 		if len(area) == 0 {
@@ -519,11 +528,17 @@ func TestFastCommits_SurviveChangedAreas(t *testing.T) {
 }
 
 func FuzzFastCommit(f *testing.F) {
-	z := newFastFuzz(f)
-	for _, s := range z.seeds {
-		f.Add(s[:min(len(s), 8<<10)])
+	disks := []*fastFuzz{newFastFuzz(f, areaImage, areaCases), newFastFuzz(f, inlineAreaImage, inlineAreaCases)}
+	for i, z := range disks {
+		for _, s := range z.seeds {
+			f.Add(i == 1, s[:min(len(s), 8<<10)])
+		}
 	}
-	f.Fuzz(func(t *testing.T, area []byte) {
+	f.Fuzz(func(t *testing.T, inline bool, area []byte) {
+		z := disks[0]
+		if inline {
+			z = disks[1]
+		}
 		if len(area) <= 64<<10 {
 			z.replay(t, bytes.Clone(area))
 		}

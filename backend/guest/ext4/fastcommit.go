@@ -33,6 +33,11 @@ const (
 	fcKinds        = fcHead + 1
 	fcInodeCopied  = inodeBlockAt // of an inode, what is before its blocks is replayed
 	fcMaxInodeTags = 1 << 17      // inodes that are remembered
+
+	// fcMaxBytes and fcMaxTags bound the fast commits that are read. The kernel's own area has 256 blocks,
+	// mke2fs gives the largest journal that it makes unasked 16 MiB, and a tag of a range takes 20 bytes.
+	fcMaxBytes = 64 << 20
+	fcMaxTags  = 1 << 20
 )
 
 var fcNames = [fcKinds]string{"none", "add range", "delete range", "create", "link", "unlink", "inode", "pad", "tail", "head"}
@@ -76,22 +81,42 @@ func (s *super) fcTags(b []byte, f func(kind uint16, whole, value []byte) bool) 
 }
 
 // fcArea is what a scan of the area found: how many of its tags are of fast commits that
-// were written to their ends, and the blocks that these say files have.
+// were written to their ends.
 type fcArea struct {
 	tags int
-	used []run
 	full bool // they go on to the area's last block
+
+	changed backend.Time // the latest ctime of the inodes that they hold
+}
+
+// fcChanged is the ctime of an inode of a tag, of which the end may be cut off.
+func fcChanged(raw []byte) backend.Time {
+	in := inode{}
+	if len(raw) > minInodeBytes+2 {
+		in.extra = min(int(binary.LittleEndian.Uint16(raw[inodeExtraAt:])), len(raw)-minInodeBytes)
+	}
+	return in.time(raw, inodeCtimeAt, inodeCtimeExtraAt)
+}
+
+// fcRun is the run that a tag adds to a file.
+func fcRun(value []byte) run {
+	var node [2 * extentBytes]byte
+	copy(node[extentBytes:], value[4:])
+	return extentNode(node[:]).run(0)
 }
 
 // scanFastCommits finds the fast commits after a transaction. read reads the n-th of the
-// area's blocks. An error is one with which the kernel does not mount the filesystem.
+// area's blocks, into the same slice if it likes. An error is one with which the kernel does not mount the filesystem.
 func (s *super) scanFastCommits(blocks uint32, tid uint32, read func(n uint32) ([]byte, error)) (fcArea, error) {
 	le := binary.LittleEndian
 	var area fcArea
 	var seen int
-	var used []run
+	var changed backend.Time
 	var crc uint32
 	for n := range blocks {
+		if uint64(n)<<s.blockBits >= fcMaxBytes {
+			return fcArea{}, fmt.Errorf("%w: there are more than %d MiB of fast commits", errTooMuch, fcMaxBytes>>20)
+		}
 		b, err := read(n)
 		if err != nil {
 			return fcArea{}, err
@@ -102,17 +127,18 @@ func (s *super) scanFastCommits(blocks uint32, tid uint32, read func(n uint32) (
 		var wrong error
 		stop := false
 		right := s.fcTags(b, func(kind uint16, whole, value []byte) bool {
+			if seen++; seen > fcMaxTags {
+				wrong = fmt.Errorf("%w: the fast commits have more than %d tags", errTooMuch, fcMaxTags)
+				return false
+			}
 			switch kind {
 			case fcTail:
-				seen++
 				crc = crc32c(crc, whole[:fcTagBytes+4])
 				if t, sum := le.Uint32(value), le.Uint32(value[4:]); t != tid || sum != crc {
 					wrong = corrupt("fast commits: block %d: the first one ends with transaction %d and checksum 0x%08x, not %d and 0x%08x", n, t, sum, tid, crc)
 					return false
 				}
-				area.tags = seen
-				area.used = append(area.used, used...)
-				used = used[:0]
+				area.tags, area.changed = seen, changed
 				crc = 0
 				return true
 			case fcHead:
@@ -124,10 +150,11 @@ func (s *super) scanFastCommits(blocks uint32, tid uint32, read func(n uint32) (
 					stop = true
 					return false
 				}
-			case fcAddRange:
-				used = append(used, extentNode(slices.Concat(make([]byte, extentBytes), value[4:])).run(0))
+			case fcInode:
+				if t := fcChanged(value[fcInodeBytes:]); t.Sec > changed.Sec || t.Sec == changed.Sec && t.Nsec > changed.Nsec {
+					changed = t
+				}
 			}
-			seen++
 			crc = crc32c(crc, whole)
 			return true
 		})
@@ -135,7 +162,7 @@ func (s *super) scanFastCommits(blocks uint32, tid uint32, read func(n uint32) (
 			wrong = corrupt("fast commits: block %d: a tag that is none, before the end of the first one", n)
 		}
 		switch {
-		case stop, wrong != nil && area.tags > 0 && !errors.Is(wrong, backend.ErrUnsupported):
+		case stop, wrong != nil && area.tags > 0 && !errors.Is(wrong, backend.ErrUnsupported) && !errors.Is(wrong, errTooMuch):
 			return area, nil
 		case wrong != nil:
 			return fcArea{}, wrong
@@ -154,14 +181,15 @@ func (fs *FS) replayFastCommits(j *journal) error {
 	if j.fastCommitBlocks == 0 {
 		return nil
 	}
+	b := make([]byte, fs.sb.blockBytes())
 	read := func(n uint32) ([]byte, error) {
-		b := make([]byte, fs.sb.blockBytes())
 		return b, j.read(j.fastCommitFirst+n, b)
 	}
 	area, err := fs.sb.scanFastCommits(j.fastCommitBlocks, j.nextTID, read)
 	if err == nil && area.tags == 0 {
 		return nil
 	}
+	fs.wroteAt(uint64(area.changed.Sec), uint64(area.changed.Nsec))
 	r := fcReplay{e: newEditor(fs)}
 	if err == nil {
 		err = r.replay(area, j.fastCommitBlocks, read)
@@ -169,7 +197,7 @@ func (fs *FS) replayFastCommits(j *journal) error {
 	switch {
 	case err == nil:
 		r.e.finish()
-		fs.fastCommits = r.done
+		fs.fastCommits, fs.fcDeleted = r.done, r.deleted
 		if area.full {
 			fs.warn("the guest's kernel does not mount the filesystem as it is, as its area for fast commits is full; they were all replayed here, and the guest should run e2fsck")
 		}
@@ -191,33 +219,27 @@ type fcReplay struct {
 	done     [fcKinds]int // tags, by their kind
 	modified []uint32     // inodes, in the order in which they were first met
 	known    map[uint32]bool
-	stopped  error // of the tag that ended the replay
+	next     map[uint32]uint32 // of inodes that tags hold: the next orphan that each had before
+	deleted  map[uint32]uint32 // the same of inodes that were deleted
+	stopped  error             // of the tag that ended the replay
 }
 
 func (r *fcReplay) replay(area fcArea, blocks uint32, read func(n uint32) ([]byte, error)) error {
-	r.known = map[uint32]bool{}
-	for _, u := range area.used {
-		r.e.exclude.add(u.phys, u.blocks)
+	r.known, r.next, r.deleted = map[uint32]bool{}, map[uint32]uint32{}, map[uint32]uint32{}
+	if err := r.excludeAdded(area, blocks, read); err != nil {
+		return err
 	}
-	left := area.tags
 	var failed error
-	for n := uint32(0); n < blocks && left > 0 && failed == nil; n++ {
-		b, err := read(n)
-		if err != nil {
-			return err
+	err := r.each(area, blocks, read, func(kind uint16, value []byte) bool {
+		if failed = r.tag(kind, value); failed != nil {
+			failed = fmt.Errorf("fast commits: %s: %w", fcNames[kind], failed)
+			return false
 		}
-		r.e.fs.sb.fcTags(b, func(kind uint16, _, value []byte) bool {
-			if left == 0 {
-				return false
-			}
-			left--
-			if failed = r.tag(kind, value); failed != nil {
-				failed = fmt.Errorf("fast commits: %s: %w", fcNames[kind], failed)
-				return false
-			}
-			r.done[kind]++
-			return true
-		})
+		r.done[kind]++
+		return true
+	})
+	if err != nil {
+		return err
 	}
 	if failed != nil {
 		if !errors.Is(failed, errFastCommit) {
@@ -226,6 +248,48 @@ func (r *fcReplay) replay(area fcArea, blocks uint32, read func(n uint32) ([]byt
 		r.stopped = failed
 	}
 	return r.markUsed()
+}
+
+// each calls f with the tags of an area until it returns false.
+func (r *fcReplay) each(area fcArea, blocks uint32, read func(n uint32) ([]byte, error), f func(kind uint16, value []byte) bool) error {
+	left := area.tags
+	for n := uint32(0); n < blocks && left > 0; n++ {
+		b, err := read(n)
+		if err != nil {
+			return err
+		}
+		r.e.fs.sb.fcTags(b, func(kind uint16, _, value []byte) bool {
+			if left--; !f(kind, value) {
+				left = 0
+			}
+			return left > 0
+		})
+	}
+	return nil
+}
+
+// excludeAdded keeps new blocks out of all that tags say files have.
+func (r *fcReplay) excludeAdded(area fcArea, blocks uint32, read func(n uint32) ([]byte, error)) error {
+	var runs []blockRange // one for each tag at most
+	end := r.e.fs.sb.blocks
+	err := r.each(area, blocks, read, func(kind uint16, value []byte) bool {
+		if kind != fcAddRange {
+			return true
+		}
+		x := fcRun(value)
+		run := blockRange{x.phys, min(x.phys+x.blocks, end)}
+		if run.first >= run.end {
+			return true
+		}
+		if n := len(runs); n > 0 && run.first >= runs[n-1].first && run.first <= runs[n-1].end {
+			runs[n-1].end = max(runs[n-1].end, run.end)
+			return true
+		}
+		runs = append(runs, run)
+		return true
+	})
+	r.e.exclude = newBlockSet(runs)
+	return err
 }
 
 // errFastCommit is for a tag with which the kernel ends the replay.
@@ -304,8 +368,11 @@ func (r *fcReplay) addRange(value []byte) error {
 	if err := r.modify(in.ino); err != nil {
 		return err
 	}
+	if in.flags()&inodeInlineData != 0 {
+		return corrupt("inode %d has its content in the inode", in.ino)
+	}
 	sb := r.e.fs.sb
-	x := extentNode(slices.Concat(make([]byte, extentBytes), value[4:])).run(0)
+	x := fcRun(value)
 	if x.blocks == 0 || x.end() > maxLogical || !sb.validRun(x.phys, x.blocks) {
 		return corrupt("inode %d: the file's blocks %d+%d are blocks %d of %d", in.ino, x.logical, x.blocks, x.phys, sb.blocks)
 	}
@@ -386,6 +453,9 @@ func (r *fcReplay) inode(value []byte) error {
 	if err != nil {
 		return err
 	}
+	if _, known := r.next[ino]; !known {
+		r.next[ino] = in.u32(inodeDtimeAt)
+	}
 	copy(in.raw[:inodeBlockAt], data)
 	copy(in.raw[inodeGenerationAt:], data[inodeGenerationAt:])
 	switch {
@@ -404,7 +474,7 @@ func (r *fcReplay) inode(value []byte) error {
 		// A deleted file that was still open. The kernel's replay ends here, and it does not mount the
 		// filesystem; e2fsck goes on, and deletes the file.
 		e.fs.noteUnmountable()
-		return in.deleteNow()
+		return r.delete(in)
 	}
 	if _, err := e.inode(ino, false); err != nil {
 		return fmt.Errorf("%w: %w", errFastCommit, err)
@@ -424,7 +494,12 @@ func (r *fcReplay) clearBitmap(in *editedInode) error {
 		return nil
 	}
 	free := func(block, blocks uint64) error {
-		r.e.exclude.add(block, blocks)
+		if !r.e.fs.sb.validRun(block, blocks) {
+			return corrupt("inode %d: blocks %d+%d of %d", in.ino, block, blocks, r.e.fs.sb.blocks)
+		}
+		if err := r.e.excludeRun(block, blocks); err != nil {
+			return err
+		}
 		return r.e.mark(block, blocks, false)
 	}
 	return passOver(in.walkExtents(func(x run) error { return free(x.phys, x.blocks) }, func(block uint64) error { return free(block, 1) }))
@@ -465,7 +540,7 @@ func (r *fcReplay) linkTo(in *editedInode, parent uint32, name string) error {
 	if dir == nil {
 		return err
 	}
-	if err := dir.addName(newName{name, in.ino, in.typ()}); err != nil {
+	if err := dir.addName(newName{name: name, ino: in.ino, kind: in.typ()}); err != nil {
 		if errors.Is(err, errExists) {
 			return nil
 		}
@@ -509,13 +584,25 @@ func (r *fcReplay) unlink(value []byte) error {
 	in.touchCtime()
 	in.seal()
 	if in.links() == 0 {
-		return in.deleteNow()
+		return r.delete(in)
 	}
 	return nil
 }
 
-// deleteNow is delete as the replay does it: what is wrong with the file stays.
-func (in *editedInode) deleteNow() error { return passOver(in.delete()) }
+// delete deletes an inode. What is wrong with the file stays.
+func (r *fcReplay) delete(in *editedInode) error {
+	next, known := r.next[in.ino]
+	if !known {
+		next = in.u32(inodeDtimeAt)
+	}
+	if len(r.deleted) == fcMaxInodeTags {
+		return fmt.Errorf("%w: more than %d inodes are deleted", errTooMuch, fcMaxInodeTags)
+	}
+	if _, known := r.deleted[in.ino]; !known {
+		r.deleted[in.ino] = next
+	}
+	return passOver(in.delete())
+}
 
 // create names an inode that a tag before made.
 func (r *fcReplay) create(value []byte) error {

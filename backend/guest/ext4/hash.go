@@ -51,12 +51,6 @@ func nameHash(name string, version int, seed [4]uint32) (hash, minor uint32) {
 	return hash, minor
 }
 
-// majorHash is the part of a name's hash that an htree goes by.
-func majorHash(name string, version int, seed [4]uint32) uint32 {
-	hash, _ := nameHash(name, version, seed)
-	return hash
-}
-
 // nameByte extends a byte of a name to 32 bits.
 func nameByte(c byte, signed bool) uint32 {
 	if signed {

@@ -12,21 +12,33 @@ const (
 	indirectLevels = 3
 )
 
-func (fs *FS) mapIndirect(in *inode, block uint64) (run, error) {
-	perBlockBits := fs.sb.blockBits - 2
+// pointerPath is where the way to a file's block begins in the map of ext2 and ext3: a
+// list of pointers in the inode, the block relative to the first that the list maps, and how many levels of
+// blocks of pointers follow.
+func (s *super) pointerPath(root []byte, block uint64) (list []byte, rest uint64, levels uint, ok bool) {
 	if block < directBlocks {
-		return fs.pointerRun(in, in.block[:4*directBlocks], block, int(block))
+		return root[:4*directBlocks], block, 0, true
 	}
-	rest := block - directBlocks
-	for level := uint(1); level <= indirectLevels; level++ {
-		if span := uint64(1) << (level * perBlockBits); rest < span {
-			top := binary.LittleEndian.Uint32(in.block[4*(directBlocks+level-1):])
-			return fs.mapIndirectLevel(in, uint64(top), level, block, rest)
-		} else {
-			rest -= span
+	rest = block - directBlocks
+	for levels = 1; levels <= indirectLevels; levels++ {
+		span := uint64(1) << (levels * (s.blockBits - 2))
+		if rest < span {
+			return root[4*(directBlocks+levels-1):][:4], rest, levels, true
 		}
+		rest -= span
 	}
-	return run{logical: block, blocks: maxLogical - block}, nil
+	return nil, 0, 0, false
+}
+
+func (fs *FS) mapIndirect(in *inode, block uint64) (run, error) {
+	list, rest, levels, ok := fs.sb.pointerPath(in.block[:], block)
+	switch {
+	case !ok:
+		return run{logical: block, blocks: maxLogical - block}, nil
+	case levels == 0:
+		return fs.pointerRun(in, list, block, int(rest))
+	}
+	return fs.mapIndirectLevel(in, uint64(binary.LittleEndian.Uint32(list)), levels, block, rest)
 }
 
 // mapIndirectLevel goes down from the block of pointers at node. rest is the file's

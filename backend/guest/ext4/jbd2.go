@@ -15,12 +15,20 @@ const (
 	jbd2HeaderBytes   = 12
 	revokeHeaderBytes = 16
 	commitBytes       = 64 // of the commit block that are fields, to the kernel's checksum
-	commitTime        = 48 // offset in the commit block: seconds
+	commitTime        = 48 // offset in the commit block: seconds, and 8 bytes after them nanoseconds
 	checksumCRC32     = 1  // type of the checksum in a commit block, version 1
 	checksumCRC32Len  = 4  // bytes
 	tagUUIDBytes      = 16
 	tailBytes         = 4 // the checksum at the end of descriptor and revoke blocks
 )
+
+// commitMoment is when a transaction was committed.
+type commitMoment struct{ sec, nsec uint64 }
+
+func parseCommitMoment(b []byte) commitMoment {
+	be := binary.BigEndian
+	return commitMoment{be.Uint64(b[commitTime:]), uint64(be.Uint32(b[commitTime+8:]))}
+}
 
 // tag says which block follows a descriptor block.
 type tag struct {
@@ -138,9 +146,10 @@ func commitSumRight(b []byte, sum uint32) bool {
 	return kind == checksumCRC32 && size == checksumCRC32Len && stored == sum || kind == 0 && size == 0 && stored == 0
 }
 
-// crc32BETable is of the CRC-32 polynomial, most significant bit first.
-var crc32BETable = func() (t [256]uint32) {
-	for i := range t {
+// crc32BETables are of the CRC-32 polynomial, most significant bit first. Table k is the sum of a byte
+// that k zeros follow.
+var crc32BETables = func() (t [8][256]uint32) {
+	for i := range t[0] {
 		crc := uint32(i) << 24
 		for range 8 {
 			if crc&(1<<31) != 0 {
@@ -149,15 +158,27 @@ var crc32BETable = func() (t [256]uint32) {
 				crc <<= 1
 			}
 		}
-		t[i] = crc
+		t[0][i] = crc
+	}
+	for k := 1; k < len(t); k++ {
+		for i, crc := range t[k-1] {
+			t[k][i] = crc<<8 ^ t[0][crc>>24]
+		}
 	}
 	return t
 }()
 
-// crc32BE is the checksum of version 1, which hash/crc32 has in the other order of bits only.
+// crc32BE is the checksum of version 1, which hash/crc32 has in the other order of bits only. It
+// goes by 8 bytes, as the whole of a log is summed up.
 func crc32BE(crc uint32, p []byte) uint32 {
+	t := &crc32BETables
+	for ; len(p) >= 8; p = p[8:] {
+		hi, lo := crc^binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])
+		crc = t[7][hi>>24] ^ t[6][byte(hi>>16)] ^ t[5][byte(hi>>8)] ^ t[4][byte(hi)] ^
+			t[3][lo>>24] ^ t[2][byte(lo>>16)] ^ t[1][byte(lo>>8)] ^ t[0][byte(lo)]
+	}
 	for _, b := range p {
-		crc = crc<<8 ^ crc32BETable[byte(crc>>24)^b]
+		crc = crc<<8 ^ t[0][byte(crc>>24)^b]
 	}
 	return crc
 }

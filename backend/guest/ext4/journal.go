@@ -47,6 +47,11 @@ const (
 	// maxJournalRuns bounds the memory of the journal's map. One of 40 GiB, the largest
 	// that mke2fs makes, has a tenth of these with an indirect map and blocks of 1 KiB.
 	maxJournalRuns = 1 << 19
+
+	// maxRecoveryBytes bounds what is read of the journal while a filesystem is opened, and so its time.
+	// mke2fs makes journals of up to 1 GiB with blocks of 4 KiB unless it is told the size. Such a log is in use as a whole
+	// when the guest was busy, and with short transactions it is read three times.
+	maxRecoveryBytes = 8 << 30
 )
 
 // journalSuper is the journal's superblock.
@@ -169,9 +174,13 @@ type journal struct {
 	runs   []journalRun // all of its blocks, in their order
 	byPhys []journalRun // the same, in the order of the device
 
+	held     int64 // bytes of the budget of all overlays, for the runs
+	readLeft int64 // bytes that may still be read
+
 	// nextTID is the transaction after the last one that was replayed, which fast commits
 	// are of; set by replay.
-	nextTID uint32
+	nextTID   uint32
+	committed commitMoment // of the last transaction that was replayed; set by replay
 }
 
 // openJournal finds the journal's blocks and reads its superblock. Nothing of the
@@ -192,9 +201,13 @@ func (fs *FS) openJournal() (*journal, error) {
 		return nil, err
 	}
 	fs.backupJournalInode(&in)
-	if j, err2 := fs.journalOf(&in); err2 == nil {
+	j, err2 := fs.journalOf(&in)
+	switch {
+	case err2 == nil:
 		fs.warn("%v; the journal was found by the superblock's copy: the guest should run e2fsck", err)
 		return j, nil
+	case !unreadable(err2):
+		return nil, err2
 	}
 	return nil, err
 }
@@ -216,25 +229,40 @@ func (fs *FS) backupJournalInode(in *inode) {
 }
 
 func (fs *FS) journalOf(in *inode) (*journal, error) {
-	j := &journal{fs: fs}
+	j := &journal{fs: fs, readLeft: maxRecoveryBytes}
+	if err := j.load(in); err != nil {
+		j.close()
+		return nil, err
+	}
+	return j, nil
+}
+
+// close gives the memory of the journal's map back.
+func (j *journal) close() {
+	overlays.give(j.held)
+	j.held, j.runs, j.byPhys = 0, nil, nil
+}
+
+// load maps the journal that an inode is of, and reads its superblock.
+func (j *journal) load(in *inode) error {
 	if in.fileType() != backend.TypeRegular {
-		return nil, corrupt("the journal's inode %d is no regular file", in.ino)
+		return corrupt("the journal's inode %d is no regular file", in.ino)
 	}
 	// In two steps, so that a file larger than the journal in it is mapped no further.
-	length := in.size >> fs.sb.blockBits
+	length := in.size >> j.fs.sb.blockBits
 	if err := j.mapBlocks(in, 1); err != nil {
-		return nil, err
+		return err
 	}
 	b := make([]byte, journalSuperBytes)
 	if err := j.read(0, b); err != nil {
-		return nil, fmt.Errorf("journal superblock: %w", err)
+		return fmt.Errorf("journal superblock: %w", err)
 	}
-	s, err := parseJournalSuper(b, fs.sb.blockBytes(), length)
+	s, err := parseJournalSuper(b, j.fs.sb.blockBytes(), length)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	j.journalSuper = *s
-	return j, j.mapBlocks(in, s.maxlen)
+	return j.mapBlocks(in, s.maxlen)
 }
 
 // mapBlocks finds where the journal's first n blocks lie, all of which there must be.
@@ -254,6 +282,8 @@ func (j *journal) mapBlocks(in *inode, n uint32) error {
 			j.runs[k].blocks += uint32(blocks)
 		} else if len(j.runs) == maxJournalRuns {
 			return fmt.Errorf("inode %d: the journal lies in more than %d pieces: %w", in.ino, maxJournalRuns, backend.ErrUnsupported)
+		} else if err := j.growRuns(); err != nil {
+			return err
 		} else {
 			j.runs = append(j.runs, journalRun{logical: uint32(next), blocks: uint32(blocks), phys: r.phys + skip})
 		}
@@ -269,9 +299,31 @@ func (j *journal) mapBlocks(in *inode, n uint32) error {
 	return nil
 }
 
+// growRuns is asked before each run.
+func (j *journal) growRuns() error {
+	n := len(j.runs)
+	if n == 0 || n%journalRunChunk != 0 {
+		return nil // the first ones are few
+	}
+	if err := j.fs.openInterrupted(); err != nil {
+		return err
+	}
+	if err := overlays.take(journalRunChunk * journalRunBytes); err != nil {
+		return err
+	}
+	j.held += journalRunChunk * journalRunBytes
+	return nil
+}
+
 // read fills p from the beginning of the journal's block n on, which are the journal's
 // own numbers. What follows block n on the device need not be the journal's.
 func (j *journal) read(n uint32, p []byte) error {
+	if err := j.fs.openInterrupted(); err != nil {
+		return err
+	}
+	if j.readLeft -= int64(len(p)); j.readLeft < 0 {
+		return fmt.Errorf("its replay reads more than %d GiB of it, which is not done: %w", int64(maxRecoveryBytes)>>30, backend.ErrUnsupported)
+	}
 	bits := j.fs.sb.blockBits
 	for len(p) > 0 {
 		r, ok := j.run(n)

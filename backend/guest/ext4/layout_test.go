@@ -230,9 +230,9 @@ func TestLargeDir_HtreeOfThreeLevelsEqualsTheKernels(t *testing.T) {
 	fs, d := openImage(t, path)
 	var in inode
 	must(t, fs.directory(lookup(t, fs, "large").Ino, &in))
-	_, root, err := fs.index(&in, 0)
+	root, err := fs.index(&in, 0)
 	must(t, err)
-	if levels := root[0x1e]; levels != maxIndexLevels {
+	if levels := root.b[0x1e]; levels != maxIndexLevels {
 		t.Fatalf("the htree has %d inner levels", levels)
 	}
 	for i := 1; i < names; i += 999 {

@@ -34,6 +34,7 @@ func (fs *FS) cleanOrphans() error {
 	e := newEditor(fs)
 	e.counted = true
 	err := e.cleanOrphans()
+	fs.fcDeleted = nil
 	if err == nil {
 		e.finish()
 		return nil
@@ -97,6 +98,17 @@ func (e *editor) cleanList(ino uint32) (wrong, err error) {
 			return nil, err
 		}
 		in, err := e.orphan(ino)
+		if next, deleted := e.fs.fcDeleted[ino]; deleted && errors.Is(err, errNotThere) {
+			delete(e.fs.fcDeleted, ino) // so that this ends, too
+			if next > e.fs.sb.inodes {
+				return corrupt("inode %d: the next orphan is %d of %d", ino, next, e.fs.sb.inodes), nil
+			}
+			if next == ino {
+				next = 0
+			}
+			ino = next
+			continue
+		}
 		if err != nil {
 			if errors.Is(err, backend.ErrCorrupt) || errors.Is(err, errNotThere) {
 				return err, nil
@@ -235,7 +247,7 @@ func (in *editedInode) delete() error {
 	if err := in.deleteXattrs(); err != nil {
 		return err
 	}
-	in.put32(inodeDtimeAt, uint32(e.now.Unix()))
+	in.setDeleted()
 	in.seal()
 	return e.freeInode(in.ino, directory)
 }
@@ -359,7 +371,7 @@ func (e *editor) dropValue(ino uint32) error {
 			return err
 		}
 	}
-	in.put32(inodeDtimeAt, uint32(e.now.Unix()))
+	in.setDeleted()
 	in.seal()
 	return e.freeInode(ino, false)
 }
@@ -426,6 +438,9 @@ func (e *editor) cleanEntry(ino uint32) error {
 		return err
 	}
 	in, err := e.orphan(ino)
+	if _, deleted := e.fs.fcDeleted[ino]; deleted && errors.Is(err, errNotThere) {
+		return nil
+	}
 	if errors.Is(err, backend.ErrCorrupt) || errors.Is(err, errNotThere) {
 		if !e.warned {
 			e.warned = true

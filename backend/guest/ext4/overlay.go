@@ -12,11 +12,12 @@ const jbd2Magic = 0xc03b3998 // big-endian
 
 // overlay is what lies over the blocks of the device: what the journal holds of them, and
 // over that what recovery changed in memory. It is built while the filesystem is opened, and never
-// changed after. Nothing of it is ever written.
+// changed after but to be dropped. Nothing of it is ever written.
 type overlay struct {
 	replayed []replayedBlock   // ascending, each block once
 	edited   map[uint64][]byte // whole blocks
 	order    []uint64          // of edited, ascending; set by seal
+	held     int64             // bytes of the budget of all overlays
 }
 
 // replayedBlock says where the journal keeps a block. The bytes stay on the device, so
@@ -36,6 +37,7 @@ func (o *overlay) seal() {
 		o.order = append(o.order, block)
 	}
 	slices.Sort(o.order)
+	o.settle()
 }
 
 func (o *overlay) empty() bool { return len(o.replayed) == 0 && len(o.edited) == 0 }

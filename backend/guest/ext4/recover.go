@@ -3,13 +3,15 @@ package ext4
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"domfs/backend"
 )
 
-// adviceNotReplayed ends the warnings about changes that are not seen.
-const adviceNotReplayed = "files may be missing, old or half-changed. Take another snapshot, with the guest shut down or its filesystem frozen; " +
-	"if that does not help, the guest should run e2fsck"
+// adviceNotReplayed ends the warnings about changes that are not seen. It is for a snapshot as well as for
+// the disk of a domain that is off.
+const adviceNotReplayed = "files may be missing, old or half-changed. Start the guest so that it recovers the filesystem, or run e2fsck in it; " +
+	"then look at its disk when it is shut down, or at a snapshot that is taken with it shut down or its filesystem frozen"
 
 func (fs *FS) warn(format string, args ...any) {
 	fs.warnings = append(fs.warnings, fmt.Sprintf(format, args...))
@@ -24,23 +26,49 @@ func (fs *FS) recoverJournal() error {
 	}
 	if fs.sb.journalIno == 0 {
 		return fmt.Errorf("ext4: the filesystem was in use, and its journal lies on another device, which is not read: "+
-			"shut the guest down, so that it needs no replay: %w", backend.ErrUnsupported)
+			"start the guest so that it recovers the filesystem and shut it down, or run e2fsck with the journal's device: %w", backend.ErrUnsupported)
 	}
 	before := fs.sb
 	j, err := fs.openJournal()
 	if err == nil {
 		err = fs.replay(j)
+		j.close()
 	}
 	switch {
 	case err == nil:
 		return nil
 	case unreadable(err):
-		fs.over, fs.sb = overlay{}, before
+		fs.dropOverlay()
+		fs.sb, fs.lastWrite = before, time.Time{}
 		fs.cache.clear()
 		fs.warn("the journal was not replayed: %v; changes that are only in it are not seen, and %s", err, adviceNotReplayed)
 		return nil
 	}
 	return fmt.Errorf("ext4: journal: %w", err)
+}
+
+// maxInodeSeconds is the last moment that an inode's time stamps can be.
+const maxInodeSeconds = 1<<34 - 1<<31 - 1
+
+// wroteAt tells of a moment at which the guest has written. One that no time stamp can be is passed over.
+func (fs *FS) wroteAt(sec, nsec uint64) {
+	if sec > maxInodeSeconds || nsec > nsecMax {
+		return
+	}
+	if t := time.Unix(int64(sec), int64(nsec)); t.After(fs.lastWrite) {
+		fs.lastWrite = t
+	}
+}
+
+// recoveryTime is what recovery sets times to: the latest moment at which the superblock, the
+// journal or its fast commits were written. The clock of the host is no part of it, so that what is seen
+// of a snapshot is the same whenever it is opened.
+func (fs *FS) recoveryTime() time.Time {
+	t := time.Unix(min(fs.sb.written, maxInodeSeconds), 0)
+	if fs.lastWrite.After(t) {
+		t = fs.lastWrite
+	}
+	return t
 }
 
 // unreadable tells an error that is about the filesystem from one of reading the device,
@@ -56,6 +84,7 @@ func (fs *FS) replay(j *journal) error {
 		return err
 	}
 	fs.over.replayed = blocks
+	fs.wroteAt(j.committed.sec, j.committed.nsec)
 	fs.over.seal()
 	if err := fs.reload(); err != nil {
 		return err

@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,8 +24,8 @@ import (
 //   - A block whose own checksum is wrong is damage, too, and is left out alone.
 
 const (
-	// maxReplayed bounds the memory of a replay: 16 bytes for each block in the log, and
-	// for each block that is revoked.
+	// maxReplayed bounds the memory of a replay: 16 bytes for each block in the log, and for each block that is
+	// revoked, together.
 	maxReplayed = 4 << 20
 	// maxLaps bounds its time. The log is a circle: a right one is walked once, and ends at the latest
 	// where it began.
@@ -80,12 +81,18 @@ func (j *journal) replay() ([]replayedBlock, damage, error) {
 		return nil, damage{}, nil
 	}
 	p := replayer{journal: j}
-	for _, walk := range []func() error{p.scan, p.findRevoked, p.collect} {
+	for _, walk := range []func() error{p.scan, p.reserve, p.findRevoked, p.collect} {
 		if err := walk(); err != nil {
 			return nil, damage{}, err
 		}
 	}
+	p.revoked = nil // so that its memory can be had again
 	return p.result(), p.damage, nil
+}
+
+// reserve asks for the memory of the walks after the first.
+func (p *replayer) reserve() error {
+	return p.fs.reserve(replayedBytes * int64(p.tags+p.records))
 }
 
 // logWalk goes through the log from its first transaction on.
@@ -133,7 +140,7 @@ func (w *logWalk) read() (n uint32, b []byte, err error) {
 		}
 		w.window, w.at = w.window[:size], n
 		err := w.j.read(n, w.window)
-		if err != nil && w.max > w.j.fs.sb.blockBytes() {
+		if err != nil && unreadableBlock(err) && w.max > w.j.fs.sb.blockBytes() {
 			// What cannot be read may be a block that is not asked for.
 			w.max = w.j.fs.sb.blockBytes()
 			w.window = w.window[:w.max]
@@ -201,8 +208,8 @@ func (s *scanner) step() (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if s.tags > maxReplayed || s.records > maxReplayed {
-		return false, fmt.Errorf("the log has more than %d blocks, or revokes more: %w", maxReplayed, backend.ErrUnsupported)
+	if s.tags+s.records > maxReplayed {
+		return false, fmt.Errorf("the log has and revokes more than %d blocks: %w", maxReplayed, backend.ErrUnsupported)
 	} else if h, ok := parseLogHeader(b); !ok || h.tid != s.tid {
 		return false, nil
 	} else if h.kind == journalDescriptor {
@@ -248,9 +255,9 @@ func (s *scanner) revoke(b []byte) error {
 }
 
 func (s *scanner) commit(b []byte) (more bool, err error) {
-	time := binary.BigEndian.Uint64(b[commitTime:])
+	moment := parseCommitMoment(b)
 	if s.wrong != nil {
-		if time < s.lastTime {
+		if moment.sec < s.lastTime {
 			return false, nil
 		}
 		return false, s.wrong
@@ -268,7 +275,7 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 		s.damage.rest = corrupt("transaction %d: its checksum is wrong, and later ones were committed", s.nextTID)
 	case !right && s.ended && s.checksumsTransactions():
 		return false, corrupt("transaction %d: its checksum is wrong, and a later one was committed", s.nextTID)
-	case !right && time < s.lastTime:
+	case !right && moment.sec < s.lastTime:
 		return false, nil
 	case !right:
 		s.nextTID, s.ended = s.tid, true
@@ -276,7 +283,10 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 			return false, corrupt("transaction %d: the checksum of its commit block is wrong", s.tid)
 		}
 	}
-	s.lastTime, s.sum = time, ^uint32(0)
+	if !s.ended {
+		s.committed = moment
+	}
+	s.lastTime, s.sum = moment.sec, ^uint32(0)
 	s.tid++
 	return true, nil
 }
@@ -392,10 +402,15 @@ func (p *replayer) result() []replayedBlock {
 		phys, _ := p.phys(uint32(r.journal))
 		r.journal = phys | r.journal&escapedBlock
 	}
-	if len(p.found) < cap(p.found)/2 {
+	if len(p.found) < cap(p.found)/2 && p.fs.reserve(replayedBytes*int64(len(p.found))) == nil {
 		return slices.Clone(p.found) // gives the memory of the other copies back
 	}
 	return p.found
+}
+
+// unreadableBlock tells an error of reading some blocks, after which fewer of them may be had.
+func unreadableBlock(err error) bool {
+	return !errors.Is(err, backend.ErrUnsupported) && !errors.Is(err, context.Canceled)
 }
 
 func isCorrupt(err error) bool { return errors.Is(err, backend.ErrCorrupt) }

@@ -16,6 +16,9 @@ func corrupt(format string, args ...any) error {
 // readAt fills p with the filesystem's bytes at off: the device's, under what the journal
 // holds. Metadata and content, everything but the superblock is read through here.
 func (fs *FS) readAt(p []byte, off int64) error {
+	if fs.closed.Load() {
+		return fmt.Errorf("the filesystem is closed: %w", backend.ErrStale) // the device's bytes are not its own
+	}
 	if err := fs.readDevice(p, off); err != nil {
 		return err
 	}
@@ -44,7 +47,7 @@ func (fs *FS) readDevice(p []byte, off int64) error {
 // locate says where the bytes that readAt returns lie in the host.
 func (fs *FS) locate(off, length int64) (backend.Location, bool) {
 	l, ok := fs.dev.(backend.Locator)
-	if !ok || off < 0 || off >= fs.dev.Size() {
+	if !ok || fs.closed.Load() || off < 0 || off >= fs.dev.Size() {
 		return backend.Location{}, false
 	}
 	length = min(length, fs.dev.Size()-off)

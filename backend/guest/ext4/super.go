@@ -62,6 +62,7 @@ type super struct {
 	copyOf         uint64    // the group that a copy was read from; 0 for the first superblock
 	overhead       uint32    // clusters, as mke2fs counted them
 	hidden         [4]uint32 // inodes of quotas and of the orphan file
+	written        int64     // when the superblock was written last, in seconds since 1970
 	seed           uint32    // what metadata checksums, and hashes of attribute values, begin with
 	encoding       uint16    // of names in case-folded directories
 }
@@ -109,6 +110,7 @@ func parseSuper(b []byte) (*super, error) {
 		reservedGDT:    le.Uint16(b[0xce:]),
 		journalIno:     le.Uint32(b[0xe0:]),
 		overhead:       le.Uint32(b[0x248:]),
+		written:        int64(le.Uint32(b[0x30:])) | int64(b[0x274])<<32,
 	}
 	// To the kernel, a revision above 1 only forbids writing, and the features count in
 	// revision 0, too.
