@@ -101,10 +101,15 @@ func debugfs(t testing.TB, path string, requests ...string) string {
 }
 
 // imageDir is a folder for images, in memory where there is such: flushing them to a
-// disk is most of what the tests would wait for.
+// disk is most of what the tests would wait for. TMPDIR is heeded where it lies there, too: a
+// fuzzer's workers end without cleaning up.
 func imageDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "ext4-test-")
+	parent := "/dev/shm"
+	if tmp := os.TempDir(); strings.HasPrefix(tmp, parent+"/") {
+		parent = tmp
+	}
+	dir, err := os.MkdirTemp(parent, "ext4-test-")
 	if err != nil {
 		return t.TempDir()
 	}
