@@ -58,6 +58,16 @@ func Section(d Device, off, length int64) (Device, error) {
 	return &section{d: d, off: off, length: length}, nil
 }
 
+// SectionOf is the device that a Section was made of, and where it begins there; ok is false for what is
+// no Section.
+func SectionOf(d Device) (of Device, off int64, ok bool) {
+	s, ok := d.(*section)
+	if !ok {
+		return nil, 0, false
+	}
+	return s.d, s.off, true
+}
+
 type section struct {
 	d           Device
 	off, length int64

@@ -1,5 +1,8 @@
 package backend
 
+// FormatRaw is the name of bytes that are in no Format.
+const FormatRaw = "raw"
+
 // Format reads a volume's bytes from a file that does not keep them raw. Which one a file
 // is in, its disk's configuration says: it is never guessed from bytes that a guest may have written.
 type Format interface {
@@ -25,4 +28,35 @@ type FormatHeader struct {
 	Backing string
 	// BackingFormat is the Format of Backing, "" where the header does not say.
 	BackingFormat string
+}
+
+// FindFormat finds the format with a name, as a Disk has it. It is nil for raw, which "" is, too;
+// ErrUnsupported, with those that are read, for one that is not among formats.
+func FindFormat(formats []Format, name string) (Format, error) {
+	if name == FormatRaw || name == "" {
+		return nil, nil
+	}
+	for _, f := range formats {
+		if f.Name() == name {
+			return f, nil
+		}
+	}
+	const most = 300 // of a name, in a message
+	if len(name) > most {
+		name = name[:most] + "…"
+	}
+	return nil, Because(ErrUnsupported, "%s is not read, only %s", name, FormatNames(formats))
+}
+
+// FormatNames are raw and the formats, in words.
+func FormatNames(formats []Format) string {
+	names := FormatRaw
+	for i, f := range formats {
+		if i == len(formats)-1 {
+			names += " and " + f.Name()
+		} else {
+			names += ", " + f.Name()
+		}
+	}
+	return names
 }

@@ -84,7 +84,7 @@ func thirdParty(path string) bool {
 // driver is the folder of a driver (domfs/backend/store/lvm) that path is in, "" if in none.
 func driver(path string) string {
 	parts := strings.SplitN(path, "/", 5)
-	if len(parts) < 4 || parts[0] != module || parts[1] != "backend" || !slices.Contains([]string{"hypervisor", "store", "format", "guest"}, parts[2]) {
+	if len(parts) < 4 || parts[0] != module || parts[1] != "backend" || !slices.Contains([]string{"hypervisor", "store", "format", "guest", "mapper"}, parts[2]) {
 		return ""
 	}
 	return strings.Join(parts[:4], "/")
@@ -128,8 +128,8 @@ func importFault(from, to string) string {
 	case withinAny(from, "backend/all") || forTests(from):
 		return ""
 	case driver(from) != "":
-		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr") && driver(to) != driver(from) {
-			return "a driver imports backend, backend/run, backend/fault, backend/proc and backend/syserr, and never another driver"
+		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr", "backend/blockdev", "backend/hostdev") && driver(to) != driver(from) {
+			return "a driver imports backend, backend/run, backend/fault, backend/proc, backend/syserr, backend/blockdev and backend/hostdev, and never another driver"
 		}
 	case driver(to) != "" || withinAny(to, "backend/all"):
 		return "only backend/all and cmd name drivers"
@@ -221,6 +221,10 @@ func TestImports_RuleRefusesWhatTheArchitectureForbids(t *testing.T) {
 		{"backend/store/image", "domfs/backend/run", false},
 		{"backend/store/image", "domfs/backend/fault", false},
 		{"backend/store/image", "domfs/backend/store/image/manifest", false},
+		{"backend/store/phy", "domfs/backend/blockdev", false},
+		{"backend/blockdev", "domfs/backend/store/phy", true},
+		{"backend/blockdev", "domfs/backend/proc", false},
+		{"control", "domfs/backend/blockdev", true},
 		{"backend/store/image/manifest", "domfs/backend/store/image", false},
 		{"backend/store/image", "golang.org/x/sys/unix", false},
 		{"backend/store/image", "go.uber.org/zap", false},
@@ -256,6 +260,10 @@ func TestImports_RuleRefusesWhatTheArchitectureForbids(t *testing.T) {
 		{"vfs", "domfs/backend/proc", false},
 		{"control", "domfs/backend/proc", true},
 		{"backend/store/image", "domfs/backend/proc", false},
+		{"backend/mapper/loop", "domfs/backend/hostdev", false},
+		{"backend/mapper/loop", "domfs/backend/mapper/kpartx", true},
+		{"control", "domfs/backend/mapper/kpartx", true},
+		{"control", "domfs/backend/hostdev", true},
 		{"vfs", "domfs/cmd/domfs", true},
 		{"vfs", "github.com/hanwen/go-fuse/v2/fuse", false},
 		{"vfs", "github.com/jessevdk/go-flags", true},

@@ -34,11 +34,15 @@ type Pool struct {
 	Path      string // folder or device, for messages
 	SizeBytes int64
 	FreeBytes int64
+	// MetadataSizeBytes and MetadataFreeBytes are a thin pool's room for its own records; 0, 0 of
+	// anything else.
+	MetadataSizeBytes int64
+	MetadataFreeBytes int64
 }
 
 // Store is where volumes live.
 //
-// Optional: Snapshotter, Filler, Resizer.
+// Optional: Snapshotter, Filler, Reserver, Watcher, Resizer, Excluder.
 type Store interface {
 	// Name is the store's name: image, lvm, phy.
 	Name() string
@@ -101,6 +105,16 @@ type Snapshot struct {
 	Volume    Volume // its Err says why State is invalid, where the store knows
 	Origin    string // ID of the volume that it is a snapshot of
 	UsedBytes int64  // space held by the snapshot itself
+	// ReserveBytes is the space for copies on write that it was given; once all of it is used
+	// (FillPercent is 100) it becomes invalid. 0 for one that cannot overflow by itself.
+	ReserveBytes int64
+	FillPercent  float64 // of ReserveBytes
+	// Foreign is one that was not made by domfs: its Set is the store's identity for it, its Name
+	// the volume's, DomainName and DomainUUID are empty, and it has no record to annotate.
+	Foreign bool
+	// Path is the block device, or the file, of the host that holds its bytes as the guest sees
+	// them, for a Mapper; "" where there is none (a format other than raw).
+	Path string
 }
 
 // SnapshotRequest asks for a snapshot of one volume.
@@ -131,8 +145,8 @@ type Snapshotter interface {
 	// Remove removes a snapshot volume. One that is gone already is no error.
 	Remove(ctx context.Context, s Snapshot) error
 	// Repair removes what a crash may have left of any operation and what no snapshot
-	// in Snapshots accounts for (temporary files). It is called at the daemon's start with
-	// the host's lock held.
+	// in Snapshots accounts for (temporary files). It is called at the daemon's start, and
+	// when snapshots appear whose Volume.Err is ErrNoDevice, to activate them; with the host's lock held.
 	Repair(ctx context.Context) error
 }
 
@@ -163,4 +177,28 @@ type Resizer interface {
 	Resize(ctx context.Context, v Volume, sizeBytes int64) (int64, error)
 	// RoundSize says what sizeBytes rounds up to for v.
 	RoundSize(v Volume, sizeBytes int64) int64
+}
+
+// Reserver is a Snapshotter of snapshots whose space for copies on write is bounded.
+type Reserver interface {
+	// ExtendReserve grows ReserveBytes to at least sizeBytes, rounded up to what the store allots and
+	// cut to what such a snapshot can ever use, and returns what it has then. It never shrinks
+	// (ErrPermission); ErrNoSpace with the numbers; ErrUnsupported where there is no reserve.
+	ExtendReserve(ctx context.Context, s Snapshot, sizeBytes int64) (int64, error)
+	// MaxReserve is the most that s can ever use, in bytes.
+	MaxReserve(s Snapshot) int64
+}
+
+// Excluder is a Store that can say why it leaves a disk of its kind to another one.
+type Excluder interface {
+	// Excluded says what d is and why it was left out (ErrUnsupported), nil if d is nothing of this store's kind.
+	Excluded(ctx context.Context, d Disk) error
+}
+
+// Watcher is a Store that learns at once when the fill or the validity of its snapshots and
+// pools passes a mark.
+type Watcher interface {
+	// Watch calls changed once when it has begun to watch, so that nothing is missed, and then whenever something
+	// has happened, until ctx ends; it does not poll. changed must not block. An error says that watching is impossible: whoever wants to know has to ask then.
+	Watch(ctx context.Context, changed func()) error
 }

@@ -35,6 +35,9 @@ type StoreFixture struct {
 	Write func(t *testing.T, p []byte, off int64)
 	// Copies tells whether snapshots are copied by Fill.
 	Copies bool
+	// Reserve tells whether snapshots have a reserve, of less than SizeBytes, and there is room to
+	// extend it to what it can use at most.
+	Reserve bool
 }
 
 // Store tests what every backend.Store promises, and what the optional interfaces do that it
@@ -68,12 +71,22 @@ func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
 		{"Resize_GrowsAndRounds", testResize},
 		{"Resize_NeverShrinks", testShrink},
 	}
-	store := fixture(t).New(t)
+	reserveTests := storeTests{
+		{"Reserve_IsListedWithItsFill", testReserveListed},
+		{"Reserve_GrowsAndRounds", testReserveGrows},
+		{"Reserve_NeverShrinks", testReserveShrink},
+		{"Reserve_IsCutToWhatCanBeUsed", testReserveMax},
+	}
+	first := fixture(t)
+	store := first.New(t)
 	if _, ok := store.(backend.Snapshotter); ok {
 		tests = append(tests, snapshotTests...)
 	}
 	if _, ok := store.(backend.Resizer); ok {
 		tests = append(tests, resizeTests...)
+	}
+	if _, ok := store.(backend.Reserver); ok && first.Reserve {
+		tests = append(tests, reserveTests...)
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -374,9 +387,7 @@ func testDescriptors(t *testing.T, s *storeTest) {
 	}
 	round() // what is opened once for all is opened now
 	before := descriptors(t)
-	for range 3 {
-		round()
-	}
+	round()
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}

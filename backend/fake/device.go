@@ -38,6 +38,10 @@ func (d *device) ReadAt(p []byte, off int64) (int, error) {
 	}
 	d.store.mu.Lock()
 	dev, data := d.volume.dev, d.volume.data
+	if d.volume.dead {
+		d.store.mu.Unlock()
+		return 0, fmt.Errorf("read of %s: %w", d.volume.id, backend.ErrIO)
+	}
 	if dev == nil {
 		defer d.store.mu.Unlock()
 	} else {

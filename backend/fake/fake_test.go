@@ -2,7 +2,6 @@ package fake
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 
 	"domfs/backend"
@@ -10,11 +9,15 @@ import (
 )
 
 func TestStore_KeepsTheContract(t *testing.T) {
-	for _, copies := range []bool{false, true} {
-		t.Run(fmt.Sprintf("copies=%t", copies), func(t *testing.T) {
+	for _, kind := range []string{"instant", "copies", "thick"} {
+		t.Run(kind, func(t *testing.T) {
 			backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
+				copies := kind == "copies"
 				s := NewStore("fakestore")
 				s.SetCopies(copies)
+				if kind == "thick" {
+					s.SetReserve(1 << 20)
+				}
 				s.SetUnit(512)
 				s.SetCapacity(1 << 26)
 				s.AddVolume("/images/a", make([]byte, 2<<20))
@@ -27,6 +30,7 @@ func TestStore_KeepsTheContract(t *testing.T) {
 					Foreign:   []backend.Disk{{VDev: "xvdc", Format: "raw", Source: "/dev/vg/lv"}},
 					Write:     func(_ *testing.T, p []byte, off int64) { s.Write("/images/a", off, p) },
 					Copies:    copies,
+					Reserve:   kind == "thick",
 				}
 			})
 		})
@@ -55,9 +59,12 @@ func TestDriver_HasTheCapabilitiesAskedForAndNoOther(t *testing.T) {
 		_, snapshots := s.(backend.Snapshotter)
 		_, fills := s.(backend.Filler)
 		_, resizes := s.(backend.Resizer)
+		_, reserves := s.(backend.Reserver)
+		_, watches := s.(backend.Watcher)
 		if pauses != (caps&Pause != 0) || notifies != (caps&Notify != 0) || fills != (caps&Fill != 0) ||
-			resizes != (caps&Resize != 0) || snapshots != (caps&(Snapshot|Fill) != 0) {
-			t.Errorf("%b: pauses %t, notifies %t, snapshots %t, fills %t, resizes %t", caps, pauses, notifies, snapshots, fills, resizes)
+			resizes != (caps&Resize != 0) || snapshots != (caps&(Snapshot|Fill|Reserve) != 0) ||
+			reserves != (caps&Reserve != 0) || watches != reserves {
+			t.Errorf("%b: pauses %t, notifies %t, snapshots %t, fills %t, resizes %t, reserves %t, watches %t", caps, pauses, notifies, snapshots, fills, resizes, reserves, watches)
 		}
 	}
 }

@@ -83,14 +83,14 @@ func fields(line string) (kind, id, label, uuid string) {
 	return kind, id, label, uuid
 }
 
-// Probe finds what Header and TableHeader wrote.
+// Probe finds what Header, TableHeader and PVHeader wrote.
 func (gs *Guests) Probe(d backend.Device) (backend.Content, error) {
 	lines, err := header(d)
 	if err != nil {
 		return backend.Content{}, err
 	}
 	kind, _, label, uuid := fields(lines[0])
-	if kind != GuestFSType && kind != GuestTableType {
+	if kind != GuestFSType && kind != GuestTableType && kind != GuestPVType {
 		return backend.Content{}, nil
 	}
 	return backend.Content{Type: kind, Label: label, UUID: uuid}, nil

@@ -19,8 +19,9 @@ const (
 	Snapshot                  // backend.Snapshotter
 	Fill                      // backend.Filler (and backend.Snapshotter)
 	Resize                    // backend.Resizer
+	Reserve                   // backend.Reserver and backend.Watcher (and backend.Snapshotter)
 
-	All = Pause | Notify | Snapshot | Fill | Resize
+	All = Pause | Notify | Snapshot | Fill | Resize | Reserve
 )
 
 // Host is one hypervisor and one store. A test that wants more makes them with

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -64,6 +65,8 @@ func (d snapshotter) Prepare(ctx context.Context, reqs []backend.SnapshotRequest
 		}
 		if s.copies {
 			need += v.size()
+		} else {
+			need += s.reserve
 		}
 		g.volumes = append(g.volumes, v)
 	}
@@ -126,8 +129,12 @@ func (d snapshotter) Snapshot(ctx context.Context, req backend.SnapshotRequest, 
 	default:
 		v.data = slices.Clone(o.data)
 	}
-	if s.copies {
+	v.pool = o.pool
+	switch {
+	case s.copies:
 		v.reserved = o.size()
+	case s.reserve > 0:
+		v.reserve, v.copied = s.roundLocked(s.reserve), map[int64]bool{}
 	}
 	if after != nil {
 		return backend.Snapshot{}, after
@@ -137,7 +144,7 @@ func (d snapshotter) Snapshot(ctx context.Context, req backend.SnapshotRequest, 
 		sn.State = backend.SnapshotFilling
 	}
 	sn.Volume = s.describe(v)
-	sn.UsedBytes = v.reserved
+	sn.UsedBytes, sn.ReserveBytes = v.reserved, v.reserve
 	return sn, nil
 }
 
@@ -164,6 +171,12 @@ func (d snapshotter) Annotate(ctx context.Context, sn backend.Snapshot, m backen
 	if v == nil {
 		return fmt.Errorf("snapshot %s: %w", sn.Volume.ID, backend.ErrNotExist)
 	}
+	if v.snap.Foreign {
+		return fmt.Errorf("snapshot %s was made by somebody else and has no record: %w", v.id, backend.ErrPermission)
+	}
+	if v.dead && m.State == backend.SnapshotActive {
+		m.State = backend.SnapshotInvalid // whatever is written down
+	}
 	v.snap.SnapshotMeta = m
 	return after
 }
@@ -188,6 +201,11 @@ func (d snapshotter) Repair(ctx context.Context) error {
 	d.store.mu.Lock()
 	defer d.store.mu.Unlock()
 	d.store.stray = 0
+	for _, v := range d.store.snapshots {
+		if errors.Is(v.err, backend.ErrNoDevice) {
+			v.err = nil
+		}
+	}
 	return after
 }
 

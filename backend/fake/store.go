@@ -17,15 +17,18 @@ type Store struct {
 	name string
 
 	mu        sync.Mutex
-	capacity  int64              // guarded by mu
-	unit      int64              // guarded by mu; what sizes are rounded up to
-	copies    bool               // guarded by mu; snapshots have to be copied
-	volumes   map[string]*volume // guarded by mu; by source
-	snapshots map[string]*volume // guarded by mu; by ID
-	stray     int                // guarded by mu; temporary things that a crash left
-	next      int                // guarded by mu
-	guards    map[*guard]bool    // guarded by mu; those not released
-	open      int                // guarded by mu; devices not closed
+	capacity  int64                   // guarded by mu
+	unit      int64                   // guarded by mu; what sizes are rounded up to
+	copies    bool                    // guarded by mu; snapshots have to be copied
+	volumes   map[string]*volume      // guarded by mu; by source
+	snapshots map[string]*volume      // guarded by mu; by ID
+	stray     int                     // guarded by mu; temporary things that a crash left
+	next      int                     // guarded by mu
+	guards    map[*guard]bool         // guarded by mu; those not released
+	open      int                     // guarded by mu; devices not closed
+	reserve   int64                   // guarded by mu; of the snapshots that are made; 0: they have none
+	watchers  map[*func()]bool        // guarded by mu
+	pools     map[string]backend.Pool // guarded by mu; beside the store's own
 }
 
 type volume struct {
@@ -38,11 +41,17 @@ type volume struct {
 	snap       backend.Snapshot // of a snapshot
 	origin     *volume          // of a snapshot
 	reserved   int64            // of a snapshot that is copied
+	pool       string           // "" the store's own
+	reserve    int64            // of a thick snapshot
+	used       int64            // of its reserve
+	copied     map[int64]bool   // by chunk: whether the origin's first write to it was seen
+	dead       bool             // of a thick snapshot that overflowed: reads fail
 }
 
 // NewStore is a store without volumes and with all the room in the world.
 func NewStore(name string) *Store {
-	return &Store{name: name, capacity: math.MaxInt64, unit: 1, volumes: map[string]*volume{}, snapshots: map[string]*volume{}, guards: map[*guard]bool{}}
+	return &Store{name: name, capacity: math.MaxInt64, unit: 1, volumes: map[string]*volume{}, snapshots: map[string]*volume{}, guards: map[*guard]bool{},
+		watchers: map[*func()]bool{}, pools: map[string]backend.Pool{}}
 }
 
 // AddVolume adds a volume of those bytes.
@@ -76,11 +85,15 @@ func (s *Store) RemoveVolume(source string) {
 // Write writes to a volume as its guest would.
 func (s *Store) Write(source string, off int64, p []byte) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	v := s.volumeLocked(source)
+	full := s.copyOnWriteLocked(v, off, len(p))
 	copy(v.data[off:], p)
 	v.generation++
 	s.breakLocked(v, "was written to")
+	s.mu.Unlock()
+	if full {
+		s.Happen()
+	}
 }
 
 // Hold says who has a volume open, "" nobody.
@@ -137,12 +150,23 @@ func (s *Store) InvalidateFor(setID, vdev string, why error) {
 	}
 }
 
-// Put puts a snapshot there as a crash may have left it. Its Volume may be empty.
+// Deactivate takes the device of a set's snapshots away, until Repair.
+func (s *Store) Deactivate(setID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.snapshots {
+		if v.snap.Set == setID {
+			v.err = fmt.Errorf("%s is not active: %w", v.id, backend.ErrNoDevice)
+		}
+	}
+}
+
+// Put puts a snapshot there as a crash may have left it. Of its Volume only Err counts.
 func (s *Store) Put(sn backend.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.newSnapshotLocked(sn.SnapshotMeta, sn.Origin)
-	v.data = make([]byte, 4096)
+	v.data, v.err = make([]byte, 4096), sn.Volume.Err
 }
 
 // PutStray leaves a temporary thing for Repair to remove.
@@ -216,7 +240,7 @@ func (s *Store) usedLocked() int64 {
 		n += v.size()
 	}
 	for _, v := range s.snapshots {
-		n += v.reserved
+		n += v.reserved + v.reserve
 	}
 	return n
 }
@@ -229,17 +253,21 @@ func (s *Store) noSpaceLocked(need int64) error {
 }
 
 func (s *Store) describe(v *volume) backend.Volume {
-	return backend.Volume{Store: s.name, ID: v.id, Driver: "fake", Format: "raw", Pool: s.name,
+	pool := s.name
+	if v.pool != "" {
+		pool = v.pool
+	}
+	return backend.Volume{Store: s.name, ID: v.id, Driver: "fake", Format: "raw", Pool: pool,
 		SizeBytes: v.size(), Generation: v.generation, Holder: v.holder, Err: v.err}
 }
 
-// Driver is what control sees, with those of Snapshot, Fill and Resize that caps names.
+// Driver is what control sees, with those of Snapshot, Fill, Resize and Reserve that caps names.
 func (s *Store) Driver(caps Caps) backend.Store {
-	d, sn, f, r := storeDriver{s}, snapshotter{s}, filler{s}, resizer{s}
-	if caps&Fill != 0 {
+	d, sn, f, r, w := storeDriver{s}, snapshotter{s}, filler{s}, resizer{s}, reserver{s}
+	if caps&(Fill|Reserve) != 0 {
 		caps |= Snapshot
 	}
-	switch caps & (Snapshot | Fill | Resize) {
+	switch caps & (Snapshot | Fill | Resize | Reserve) {
 	case Resize:
 		return struct {
 			storeDriver
@@ -269,6 +297,34 @@ func (s *Store) Driver(caps Caps) backend.Store {
 			filler
 			resizer
 		}{d, sn, f, r}
+	case Snapshot | Reserve:
+		return struct {
+			storeDriver
+			snapshotter
+			reserver
+		}{d, sn, w}
+	case Snapshot | Resize | Reserve:
+		return struct {
+			storeDriver
+			snapshotter
+			resizer
+			reserver
+		}{d, sn, r, w}
+	case Snapshot | Fill | Reserve:
+		return struct {
+			storeDriver
+			snapshotter
+			filler
+			reserver
+		}{d, sn, f, w}
+	case Snapshot | Fill | Resize | Reserve:
+		return struct {
+			storeDriver
+			snapshotter
+			filler
+			resizer
+			reserver
+		}{d, sn, f, r, w}
 	}
 	return d
 }
@@ -303,7 +359,11 @@ func (d storeDriver) Pools(ctx context.Context) ([]backend.Pool, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return []backend.Pool{{Name: s.name, Driver: "fake", Path: "/" + s.name, SizeBytes: s.capacity, FreeBytes: s.capacity - s.usedLocked()}}, after
+	out := []backend.Pool{{Name: s.name, Driver: "fake", Path: "/" + s.name, SizeBytes: s.capacity, FreeBytes: s.capacity - s.usedLocked()}}
+	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
+		out = append(out, s.pools[name])
+	}
+	return out, after
 }
 
 func (d storeDriver) Open(ctx context.Context, v backend.Volume) (backend.Device, error) {
@@ -334,6 +394,10 @@ func (s *Store) listLocked() []backend.Snapshot {
 		sn := v.snap
 		sn.Volume = s.describe(v)
 		sn.UsedBytes = v.reserved
+		if v.reserve > 0 {
+			sn.UsedBytes, sn.ReserveBytes, sn.FillPercent = v.used, v.reserve, float64(v.used)/float64(v.reserve)*100
+		}
+		sn.Path = "/dev/fake/" + v.id
 		out = append(out, sn)
 	}
 	return out

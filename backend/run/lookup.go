@@ -27,6 +27,12 @@ var packages = map[string]string{
 	"gluster": "glusterfs-cli", "rbd": "ceph-common", "drbdadm": "drbd-utils", "iscsiadm": "open-iscsi",
 }
 
+// Installed says why a program cannot be run by its name, nil if it can.
+func Installed(name string) error {
+	_, err := lookup(name)
+	return err
+}
+
 // lookup finds the file of a program.
 func lookup(name string) (string, error) {
 	switch {

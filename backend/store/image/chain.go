@@ -76,32 +76,6 @@ func (c chain) modTime() time.Time {
 	return last
 }
 
-// formatOf finds the format of a disk; nil is raw.
-func (s *Store) formatOf(name string) (backend.Format, error) {
-	if name == formatRaw || name == "" {
-		return nil, nil
-	}
-	for _, f := range s.formats {
-		if f.Name() == name {
-			return f, nil
-		}
-	}
-	return nil, backend.Because(backend.ErrUnsupported, "%s is not read, only %s", clip(name), s.formatNames())
-}
-
-// formatNames are those that are read, in words.
-func (s *Store) formatNames() string {
-	names := formatRaw
-	for i, f := range s.formats {
-		if i == len(s.formats)-1 {
-			names += " and " + f.Name()
-		} else {
-			names += ", " + f.Name()
-		}
-	}
-	return names
-}
-
 // openChain opens the files behind top. On error it has closed all but top's own. A
 // link is followed only as openBeneath does, and the format of each file is what the one
 // before it records.
@@ -205,10 +179,10 @@ func (s *Store) backingFormat(over *chainFile) (backend.Format, error) {
 		return nil, backend.Because(backend.ErrUnsupported, "%s does not record the format of its backing file %q, and domfs does not guess it: "+
 			"if that is the file that it should have, record it with %s", over.path, clip(over.header.Backing), rebaseCommand(over))
 	}
-	f, err := s.formatOf(over.header.BackingFormat)
+	f, err := backend.FindFormat(s.formats, over.header.BackingFormat)
 	if err != nil {
 		return nil, backend.Because(backend.ErrUnsupported, "%s records the format %q of its backing file %q, and only %s are read",
-			over.path, clip(over.header.BackingFormat), clip(over.header.Backing), s.formatNames())
+			over.path, clip(over.header.BackingFormat), clip(over.header.Backing), backend.FormatNames(s.formats))
 	}
 	return f, nil
 }

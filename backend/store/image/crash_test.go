@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 )
 
@@ -55,7 +56,7 @@ func TestChanges_SurviveACrashAtEveryStep(t *testing.T) {
 	testneed.Tools(t, "go")
 	testneed.Loop(t)
 	binary := filepath.Join(t.TempDir(), "faulty")
-	command(t, "go", "test", "-c", "-tags", "faults", "-o", binary, ".")
+	loop.Command(t, "go", "test", "-c", "-tags", "faults", "-o", binary, ".")
 	for name, folder := range map[string]string{"copy": mountedExt4(t, 64<<20), "clone": mountedXFS(t)} {
 		t.Run(name, func(t *testing.T) {
 			trace := filepath.Join(t.TempDir(), "trace")
@@ -126,7 +127,7 @@ func checkAfterCrash(t *testing.T, path, fault string) {
 	for _, snap := range snaps {
 		switch snap.State {
 		case backend.SnapshotActive:
-			command(t, "cmp", want, snap.Volume.ID)
+			loop.Command(t, "cmp", want, snap.Volume.ID)
 			set := filepath.Dir(snap.Volume.ID)
 			accounted = append(accounted, filepath.Dir(set), set, snap.Volume.ID, filepath.Join(set, "xvda.json"))
 		case backend.SnapshotPending, backend.SnapshotFilling, backend.SnapshotRemoving:
@@ -147,5 +148,5 @@ func checkAfterCrash(t *testing.T, path, fault string) {
 	if err != nil || st.Size() != crashSize && st.Size() != crashGrown {
 		t.Errorf("%s: the image is %v, %v", fault, st, err)
 	}
-	command(t, "cmp", fmt.Sprintf("--bytes=%d", crashSize), want, path)
+	loop.Command(t, "cmp", fmt.Sprintf("--bytes=%d", crashSize), want, path)
 }

@@ -86,7 +86,7 @@ func (g *guard) add(req backend.SnapshotRequest) (copied int64, err error) {
 			return 0, err
 		}
 		g.origins[v.ID] = image
-		if image.format, err = g.s.formatOf(v.Format); err != nil {
+		if image.format, err = backend.FindFormat(g.s.formats, v.Format); err != nil {
 			return 0, err
 		}
 		if err := g.s.guardBacking(image); err != nil {
@@ -114,7 +114,7 @@ func (s *Store) checkRequest(req backend.SnapshotRequest) error {
 		return backend.Because(backend.ErrInvalid, "snapshot %s: it belongs to the store %q", v.ID, v.Store)
 	case v.Err != nil:
 		return fmt.Errorf("snapshot %s: %w", v.ID, v.Err)
-	case v.Format != req.Meta.Disk.Format && (v.Format != formatRaw || req.Meta.Disk.Format != ""):
+	case v.Format != req.Meta.Disk.Format && (v.Format != backend.FormatRaw || req.Meta.Disk.Format != ""):
 		return backend.Because(backend.ErrInvalid, "snapshot %s: it is %s, and its disk is %s", v.ID, v.Format, req.Meta.Disk.Format)
 	case filepath.Base(filepath.Dir(filepath.Dir(v.ID))) == hiddenName:
 		return backend.Because(backend.ErrUnsupported, "snapshot %s: it is a snapshot itself", v.ID)
@@ -123,7 +123,7 @@ func (s *Store) checkRequest(req backend.SnapshotRequest) error {
 	case !validName(req.Meta.Set):
 		return backend.Because(backend.ErrInvalid, "snapshot %s: %q cannot identify a snapshot set", v.ID, req.Meta.Set)
 	}
-	if _, err := s.formatOf(v.Format); err != nil {
+	if _, err := backend.FindFormat(s.formats, v.Format); err != nil {
 		return fmt.Errorf("snapshot %s: %w", v.ID, err)
 	}
 	if err := newManifest(pending(req.Meta), v.ID, 0).check(req.Meta.Set, req.Meta.Disk.VDev); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 )
 
@@ -252,8 +253,8 @@ func TestPrepare_SeesALoopDeviceAsAWriter(t *testing.T) {
 	folder := mountedExt4(t, 64<<20)
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	device := strings.TrimSpace(command(t, "losetup", "--find", "--show", path))
-	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
+	device := strings.TrimSpace(loop.Command(t, "losetup", "--find", "--show", path))
+	t.Cleanup(func() { loop.Retry(t, "losetup", "-d", device) })
 	s := New(nil, nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
 	g, err := prepare(t, s, req, false)
@@ -298,10 +299,10 @@ func TestSnapshot_ClonesAnImageInUse(t *testing.T) {
 func TestSnapshot_ClonesAnImageWithoutCopyOnWrite(t *testing.T) {
 	testneed.Tools(t, "chattr")
 	folder := mounted(t, 256<<20, "mkfs.btrfs", "-q")
-	command(t, "chattr", "+C", folder) // as libvirt does for image folders
+	loop.Command(t, "chattr", "+C", folder) // as libvirt does for image folders
 	path := filepath.Join(folder, "web-01.img")
 	sparseImage(t, path, 1<<20, 0)
-	command(t, "chattr", "-C", folder)
+	loop.Command(t, "chattr", "-C", folder)
 	s := New(nil, nil, nil)
 	req := requestFor(volumeOf(t, s, path), "set1")
 	g, err := prepare(t, s, req, true)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 
 	"golang.org/x/sys/unix"
@@ -164,7 +165,7 @@ func TestVolumes_NamesAWritableLoopDevice(t *testing.T) {
 		args []string
 		want bool
 	}{{nil, true}, {[]string{"-r"}, false}, {nil, true}} {
-		device := strings.TrimSpace(command(t, "losetup", append(test.args, "--find", "--show", link)...))
+		device := strings.TrimSpace(loop.Command(t, "losetup", append(test.args, "--find", "--show", link)...))
 		for range 2 {
 			want := ""
 			if test.want {
@@ -174,7 +175,7 @@ func TestVolumes_NamesAWritableLoopDevice(t *testing.T) {
 				t.Errorf("losetup %v: Holder = %q, want %q", test.args, v.Holder, want)
 			}
 		}
-		retry(t, "losetup", "-d", device)
+		loop.Retry(t, "losetup", "-d", device)
 		if v := volumeOf(t, s, path); v.Holder != "" {
 			t.Errorf("losetup %v: Holder = %q after it was detached", test.args, v.Holder)
 		}

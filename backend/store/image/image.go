@@ -23,7 +23,6 @@ import (
 const (
 	storeName  = "image"
 	driverName = "file"
-	formatRaw  = "raw"
 )
 
 // maxFolders bounds how many image folders are remembered beyond the configured ones.
@@ -168,7 +167,7 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 	path := filepath.Clean(d.Source)
 	v := backend.Volume{Store: storeName, ID: path, Driver: driverName, Format: d.Format}
 	if v.Format == "" {
-		v.Format = formatRaw
+		v.Format = backend.FormatRaw
 	}
 	f, st, err := openImage(d.Source)
 	if errors.Is(err, errBlockDevice) || err != nil && strings.HasPrefix(path, "/dev/") {
@@ -186,7 +185,7 @@ func (s *Store) volume(d backend.Disk, h *holderQuery, i int) (backend.Volume, b
 	h.ask(i, f, st)
 	top := chainFile{f: f, st: st, path: v.ID, folder: filepath.Dir(v.ID)}
 	c := chain{top}
-	if top.format, err = s.formatOf(v.Format); err != nil {
+	if top.format, err = backend.FindFormat(s.formats, v.Format); err != nil {
 		err = fmt.Errorf("%s: %w: have it made anew as raw or qcow2 (qemu-img can, but reads every file of the host that the image names: only if you trust whoever made it)", path, err)
 	} else if c, err = s.openChain(top); err == nil {
 		defer c.closeBacking()
@@ -302,7 +301,7 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 	if v.Store != storeName {
 		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
 	}
-	format, err := s.formatOf(v.Format)
+	format, err := backend.FindFormat(s.formats, v.Format)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", v.ID, err)
 	}

@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 
 	"go.uber.org/zap"
@@ -78,21 +78,12 @@ func stopHelper(cmd *exec.Cmd) {
 // mounted makes a filesystem of some size and returns where it is mounted.
 func mounted(t *testing.T, size int64, mkfs string, args ...string) string {
 	t.Helper()
-	testneed.Loop(t)
 	testneed.Tools(t, mkfs)
-	file := filepath.Join(t.TempDir(), "filesystem")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(file, size); err != nil {
-		t.Fatal(err)
-	}
-	command(t, mkfs, append(args, file)...)
-	device := strings.TrimSpace(command(t, "losetup", "--find", "--show", file))
-	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
+	device, _ := loop.Device(t, size)
+	loop.Command(t, mkfs, append(args, device)...)
 	folder := t.TempDir()
-	command(t, "mount", device, folder)
-	t.Cleanup(func() { retry(t, "umount", folder) })
+	loop.Command(t, "mount", device, folder)
+	t.Cleanup(func() { loop.Retry(t, "umount", folder) })
 	return folder
 }
 
@@ -102,29 +93,6 @@ func mountedXFS(t *testing.T) string {
 
 func mountedExt4(t *testing.T, size int64) string {
 	return mounted(t, size, "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
-}
-
-func command(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-	return string(out)
-}
-
-// retry runs a command until it works: a process that is just ending may keep things busy.
-func retry(t *testing.T, name string, args ...string) {
-	t.Helper()
-	var out []byte
-	var err error
-	for range 50 {
-		if out, err = exec.Command(name, args...).CombinedOutput(); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Errorf("%s %v: %v: %s", name, args, err, out)
 }
 
 // canClone is an oracle for FICLONE in a folder.
@@ -282,12 +250,8 @@ func TestVolumes_SaysWhyAnImageCannotBeRead(t *testing.T) {
 }
 
 func TestVolumes_LeavesABlockDeviceBehindALink(t *testing.T) {
-	testneed.Loop(t)
-	folder := t.TempDir()
-	sparseImage(t, filepath.Join(folder, "disk"), 1<<20)
-	device := strings.TrimSpace(command(t, "losetup", "--find", "--show", filepath.Join(folder, "disk")))
-	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
-	link := filepath.Join(folder, "link.img")
+	device, _ := loop.Device(t, 1<<20)
+	link := filepath.Join(t.TempDir(), "link.img")
 	if err := os.Symlink(device, link); err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +314,7 @@ func TestPools_MatchStatfs(t *testing.T) {
 		t.Fatalf("Pools = %+v, %v, want one", pools, err)
 	}
 	var size, free int64
-	_, numbers, _ := strings.Cut(command(t, "df", "--output=size,avail", "-B1", folder), "\n")
+	_, numbers, _ := strings.Cut(loop.Command(t, "df", "--output=size,avail", "-B1", folder), "\n")
 	if _, err := fmt.Sscan(numbers, &size, &free); err != nil {
 		t.Fatal(err)
 	}

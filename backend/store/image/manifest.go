@@ -122,14 +122,14 @@ func newManifest(m backend.SnapshotMeta, origin string, sizeBytes int64) *manife
 // format is the copy's.
 func (m *manifest) format() string {
 	if m.Disk.Format == "" {
-		return formatRaw
+		return backend.FormatRaw
 	}
 	return string(m.Disk.Format)
 }
 
 // guestBytes is the size that the guest sees.
 func (m *manifest) guestBytes() int64 {
-	if m.format() == formatRaw {
+	if m.format() == backend.FormatRaw {
 		return m.SizeBytes
 	}
 	return m.GuestBytes
@@ -200,7 +200,7 @@ func (m *manifest) check(set, vdev string) error {
 		return bad(fmt.Sprintf("guest_bytes is %d", m.GuestBytes))
 	case len(m.Backing) >= maxChain:
 		return bad(fmt.Sprintf("backing has %d files", len(m.Backing)))
-	case m.format() == formatRaw && (m.GuestBytes != 0 || len(m.Backing) != 0):
+	case m.format() == backend.FormatRaw && (m.GuestBytes != 0 || len(m.Backing) != 0):
 		return bad("a raw copy has guest_bytes or backing")
 	}
 	for _, f := range m.Backing {

@@ -14,6 +14,7 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 	"domfs/backend/format/qcow2"
 
@@ -32,7 +33,7 @@ func qemuImage(t *testing.T, path string, sizeBytes int64, backing string, optio
 		format, name, _ := strings.Cut(backing, ":")
 		args = append(args, "-u", "-F", format, "-b", name)
 	}
-	command(t, "qemu-img", append(args, path, fmt.Sprint(sizeBytes))...)
+	loop.Command(t, "qemu-img", append(args, path, fmt.Sprint(sizeBytes))...)
 }
 
 // qemuWrite writes to an image as a guest does.
@@ -43,7 +44,7 @@ func qemuWrite(t *testing.T, path string, p []byte, off int64) {
 	if err := os.WriteFile(file, p, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out := command(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -s %s %d %d", file, off, len(p)), "-c", "flush", path)
+	out := loop.Command(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -s %s %d %d", file, off, len(p)), "-c", "flush", path)
 	if strings.Contains(out, "fail") || strings.Contains(out, "error") || strings.Contains(out, "align") {
 		t.Fatalf("qemu-io: %s", out)
 	}
@@ -53,7 +54,7 @@ func qemuWrite(t *testing.T, path string, p []byte, off int64) {
 func qemuSees(t *testing.T, path string) []byte {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
-	command(t, "qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, raw)
+	loop.Command(t, "qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, raw)
 	b, err := os.ReadFile(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +224,7 @@ func TestVolumes_NeverGuessABackingFilesFormat(t *testing.T) {
 		t.Fatalf("Err = %v, want it with %q", v.Err, want)
 	}
 	// What it says is what helps.
-	command(t, "sh", "-c", strings.Replace(want, "FORMAT", "qcow2", 1))
+	loop.Command(t, "sh", "-c", strings.Replace(want, "FORMAT", "qcow2", 1))
 	v = qcow2Volume(t, s, top)
 	if v.Err != nil || !bytes.Equal(contents(t, s, v), qemuSees(t, top)) {
 		t.Errorf("after %s: %v", want, v.Err)
@@ -447,10 +448,10 @@ func TestResize_OfQcow2KeepsWhatQEMUReads(t *testing.T) {
 		Backing string `json:"backing-filename"`
 		Format  string `json:"backing-filename-format"`
 	}
-	if err := json.Unmarshal([]byte(command(t, "qemu-img", "info", "--output=json", top)), &info); err != nil || info.Backing != "mid.qcow2" || info.Format != "qcow2" {
+	if err := json.Unmarshal([]byte(loop.Command(t, "qemu-img", "info", "--output=json", top)), &info); err != nil || info.Backing != "mid.qcow2" || info.Format != "qcow2" {
 		t.Errorf("qemu-img info: %+v, %v", info, err)
 	}
-	command(t, "qemu-img", "check", "-q", "-f", "qcow2", top)
+	loop.Command(t, "qemu-img", "check", "-q", "-f", "qcow2", top)
 	// What a backing file has past the end of the image does not come up.
 	short := filepath.Join(folder, "short.qcow2")
 	qemuImage(t, short, 64<<10, "raw:base.raw")
@@ -475,11 +476,11 @@ func TestResize_SaysWhyQEMUWillNot(t *testing.T) {
 	s := New(nil, formats, nil)
 	old := filepath.Join(folder, "old.qcow2")
 	qemuImage(t, old, 1<<20, "", "-o", "compat=0.10")
-	command(t, "qemu-img", "snapshot", "-c", "one", old)
+	loop.Command(t, "qemu-img", "snapshot", "-c", "one", old)
 	if _, err := s.Resize(t.Context(), qcow2Volume(t, s, old), 2<<20); !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "compat=1.1") {
 		t.Errorf("an old image with snapshots: %v", err)
 	}
-	command(t, "qemu-img", "amend", "-q", "-f", "qcow2", "-o", "compat=1.1", old)
+	loop.Command(t, "qemu-img", "amend", "-q", "-f", "qcow2", "-o", "compat=1.1", old)
 	if got, err := s.Resize(t.Context(), qcow2Volume(t, s, old), 2<<20); err != nil || got != 2<<20 {
 		t.Errorf("after what it says: %d, %v", got, err)
 	}

@@ -109,7 +109,7 @@ type blockFile struct {
 
 // MarshalJSON leaves out what the driver raw does not know.
 func (b *blockNode) MarshalJSON() ([]byte, error) {
-	if b.Driver == formatRaw {
+	if b.Driver == backend.FormatRaw {
 		return json.Marshal(rawNode{b.Driver, b.File})
 	}
 	type plain blockNode
@@ -120,7 +120,7 @@ func (b *blockNode) MarshalJSON() ([]byte, error) {
 func (c chain) qemuOptions() (string, error) {
 	var node *blockNode
 	for i := len(c) - 1; i >= 0; i-- {
-		driver := formatRaw
+		driver := backend.FormatRaw
 		if c[i].format != nil {
 			driver = c[i].format.Name()
 		}

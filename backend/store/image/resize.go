@@ -32,7 +32,7 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 	if v.Store != storeName {
 		return 0, backend.Because(backend.ErrInvalid, "resize %s: it belongs to the store %q", v.ID, v.Store)
 	}
-	format, err := s.formatOf(v.Format)
+	format, err := backend.FindFormat(s.formats, v.Format)
 	if err != nil {
 		return 0, fmt.Errorf("resize %s: %w", v.ID, err)
 	}

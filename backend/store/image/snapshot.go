@@ -190,6 +190,9 @@ func snapshotOf(m member, man *manifest, st *unix.Stat_t) backend.Snapshot {
 	default:
 		snap.UsedBytes = st.Blocks * 512
 		snap.Volume.Generation = versionOf(st).generation()
+		if snap.Volume.Format == "raw" {
+			snap.Path = m.path()
+		}
 		return snap
 	}
 	if snap.State != backend.SnapshotRemoving {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 
 	"go.uber.org/zap"
@@ -107,7 +108,7 @@ func TestFill_KeepsHoles(t *testing.T) {
 	if got, want := extents(t, snap.Volume.ID), extents(t, path); !slices.Equal(got, want) {
 		t.Errorf("the copy has data at %v, the image at %v", got, want)
 	}
-	command(t, "cmp", path, snap.Volume.ID)
+	loop.Command(t, "cmp", path, snap.Volume.ID)
 	var copied, image unix.Stat_t
 	if unix.Stat(snap.Volume.ID, &copied) != nil || unix.Stat(path, &image) != nil {
 		t.Fatal("cannot stat")
@@ -136,7 +137,7 @@ func TestSnapshot_ReservesTheSpaceOfACopy(t *testing.T) {
 	if err := s.Fill(t.Context(), snap, g, nil); err != nil {
 		t.Errorf("Fill = %v", err)
 	}
-	command(t, "cmp", path, snap.Volume.ID)
+	loop.Command(t, "cmp", path, snap.Volume.ID)
 	// And on the full disk it can be removed.
 	if err := s.Remove(t.Context(), snap); err != nil {
 		t.Error(err)
@@ -213,7 +214,7 @@ func TestReserveSpace_SaysWhenTheFilesystemRunsFull(t *testing.T) {
 
 func freeBytes(t *testing.T, folder string) int64 {
 	t.Helper()
-	command(t, "sync", "-f", folder)
+	loop.Command(t, "sync", "-f", folder)
 	_, free, err := space(folder)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ const incompatibleByte = 79
 func TestResize_OfQcow2NeverOpensADataFileThatAWriterNames(t *testing.T) {
 	testneed.Tools(t, "qemu-img")
 	path, victim := filepath.Join(t.TempDir(), "a.qcow2"), filepath.Join(t.TempDir(), "victim")
-	command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+victim, path, "1M")
+	loop.Command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+victim, path, "1M")
 	secret := []byte("root:x:0:0\n")
 	if err := os.WriteFile(victim, secret, 0o600); err != nil {
 		t.Fatal(err)
@@ -138,7 +139,7 @@ func TestResize_OfQcow2RefusesAnImageThatOthersCanWriteTo(t *testing.T) {
 			if says == nil || !strings.HasSuffix(says[1], " "+loose) {
 				t.Fatalf("%v tells nothing to run on %s", err, loose)
 			}
-			command(t, "sh", "-e", "-c", says[1]+"\n"+says[2])
+			loop.Command(t, "sh", "-e", "-c", says[1]+"\n"+says[2])
 			if got, err := s.Resize(t.Context(), v, 8<<20); err != nil || got != 8<<20 {
 				t.Errorf("after that: %d, %v", got, err)
 			}
@@ -211,7 +212,7 @@ func TestErrors_LeadNobodyToReadWhatAnImageNames(t *testing.T) {
 		qemuImage(t, at("deep"+string(rune('a'+i))), 1<<20, "qcow2:deep"+string(rune('a'+i+1)))
 	}
 	add("too many backing files", qcow2Volume(t, s, at("deepa")))
-	command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+at("data"), at("data.qcow2"), "1M")
+	loop.Command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+at("data"), at("data.qcow2"), "1M")
 	add("data file", qcow2Volume(t, s, at("data.qcow2")))
 	for what, change := range map[string]struct {
 		off int64

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"domfs/backend/backendtest/loop"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -79,7 +81,7 @@ func TestSnapshots_CountsWhatACloneHoldsAlone(t *testing.T) {
 			}
 			write(1)
 			if name == "btrfs" {
-				command(t, "sync", "-f", folder) // what it shared is known once it is committed
+				loop.Command(t, "sync", "-f", folder) // what it shared is known once it is committed
 			}
 			if got := usedCached(t, s); got > slack {
 				t.Errorf("%d bytes at once: it was looked at again too soon", got)
@@ -90,7 +92,7 @@ func TestSnapshots_CountsWhatACloneHoldsAlone(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
-			command(t, "sync", "-f", folder)
+			loop.Command(t, "sync", "-f", folder)
 			for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 				got := usedNow(t, s)
 				if got >= 4*piece && got <= 4*piece+slack {

@@ -5,13 +5,8 @@
 // configuration says so. One with a backing file is refused. Its header is read
 // again whenever the device was written to.
 //
-// Reads go past the host's page cache (open(2), O_DIRECT): a guest's writes do not go
-// through it, so that a page read once would stay stale.
-//
-// Volume.Generation is made of the kernel's count of what was written to the device
-// (Documentation/admin-guide/iostats), its sequence number and its size. For a partition the
-// whole disk's count is taken too. Where counting is switched off (queue/iostats), it changes every
-// second.
+// Reads go past the host's page cache, and Volume.Generation is made of the kernel's counts of writes, as package
+// blockdev says.
 //
 // Volume.Holder names who has the device: device-mapper or md above it (holders in
 // sysfs), a mount, swap, a process of QEMU by its image lock (as on image files), or

@@ -1,13 +1,11 @@
 package phy
 
 import (
-	"bufio"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
+	"domfs/backend/blockdev"
 	"domfs/backend/proc"
 
 	"golang.org/x/sys/unix"
@@ -23,13 +21,8 @@ const (
 // claimEvery is how often a device is claimed to learn whether another has; see doc.go.
 const claimEvery = 5 * time.Second
 
-const (
-	maxClaims    = 4096
-	maxProcesses = 1 << 17
-	maxFDs       = 1 << 16
-	maxUsers     = 1 << 16
-	maxPartsSeen = 4096
-)
+// maxClaims bounds how many devices are remembered.
+const maxClaims = 4096
 
 // unknownHolder stands for one that cannot be found.
 const unknownHolder = "another process"
@@ -40,92 +33,13 @@ type claim struct {
 	holder string
 }
 
-// users are those who name the devices that they use, by device number.
-type users map[uint64]string
-
-// readUsers reads the tables of mounts and of swap.
-func (s *Store) readUsers() *users {
-	u := users{}
-	eachLine(filepath.Join(s.procfs, "swaps"), func(line string) {
-		if path, _, _ := strings.Cut(line, " "); strings.HasPrefix(path, "/") {
-			u.addPath(unescape(path), "swap")
-		}
-	})
-	// proc(5): the third field is the device; Btrfs has one of its own there, and names
-	// the real one as the source behind the hyphen.
-	eachLine(filepath.Join(s.procfs, "self/mountinfo"), func(line string) {
-		before, after, found := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		source := strings.Fields(after)
-		if !found || len(fields) < 5 || len(source) < 2 {
-			return
-		}
-		what := "mount on " + unescape(fields[4])
-		var major, minor uint32
-		if _, err := fmt.Sscanf(fields[2], "%d:%d", &major, &minor); err == nil && major != 0 {
-			u.add(unix.Mkdev(major, minor), what)
-		} else if strings.HasPrefix(source[1], "/dev/") {
-			u.addPath(unescape(source[1]), what)
-		}
-	})
-	return &u
-}
-
-func (u users) add(rdev uint64, what string) {
-	if u[rdev] == "" && len(u) < maxUsers {
-		u[rdev] = what
-	}
-}
-
-func (u users) addPath(path, what string) {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		u.add(uint64(st.Rdev), what)
-	}
-}
-
-// unescape undoes the octal escapes of proc(5)'s tables.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace
-
-func eachLine(path string, f func(line string)) {
-	file, err := os.Open(path)
-	if err != nil {
-		return
-	}
-	defer file.Close()
-	for scanner := bufio.NewScanner(file); scanner.Scan(); {
-		f(scanner.Text())
-	}
-}
-
 // holder names who uses a device, "" if nobody can be found.
-func (s *Store) holder(u *users, path string, rdev uint64) string {
-	sys, err := filepath.EvalSymlinks(s.sysPath(rdev))
-	if err != nil {
+func (s *Store) holder(u blockdev.Users, path string, rdev uint64) string {
+	if _, err := os.Stat(blockdev.SysPath(s.sysfs, rdev)); err != nil {
 		return ""
 	}
-	// Who uses a partition uses the disk.
-	folders := []string{sys}
-	for _, name := range proc.List(sys, maxPartsSeen) {
-		if _, err := os.Stat(filepath.Join(sys, name, "partition")); err == nil {
-			folders = append(folders, filepath.Join(sys, name))
-		}
-	}
-	for _, folder := range folders {
-		if above := proc.List(filepath.Join(folder, "holders"), 1); len(above) > 0 {
-			return "device /dev/" + above[0]
-		}
-		var major, minor uint32
-		b, err := os.ReadFile(filepath.Join(folder, "dev"))
-		if err != nil {
-			continue
-		}
-		if _, err := fmt.Sscanf(string(b), "%d:%d", &major, &minor); err != nil {
-			continue
-		}
-		if what := (*u)[unix.Mkdev(major, minor)]; what != "" {
-			return what
-		}
+	if who := blockdev.Holder(s.sysfs, u, rdev, nil); who != "" {
+		return who
 	}
 	return s.claimant(path, rdev)
 }
@@ -192,18 +106,10 @@ func qemuWriter(path string) (locked bool, pid int) {
 
 // processWith names a process, other than this one, that has the device open.
 func (s *Store) processWith(rdev uint64) string {
-	self := fmt.Sprint(os.Getpid())
-	for _, pid := range proc.List(s.procfs, maxProcesses) {
-		if pid == self || pid[0] < '0' || pid[0] > '9' {
-			continue
-		}
-		folder := filepath.Join(s.procfs, pid, "fd")
-		for _, fd := range proc.List(folder, maxFDs) {
-			f, ok := proc.OpenFile(filepath.Join(folder, fd))
-			if ok && f.Mode&unix.S_IFMT == unix.S_IFBLK && f.Rdev == rdev {
-				return proc.Name(s.procfs, pid)
-			}
-		}
-	}
-	return unknownHolder
+	name := unknownHolder
+	blockdev.Processes(s.procfs, map[uint64]bool{rdev: true}, func(pid, _ string, _ uint64) bool {
+		name = proc.Name(s.procfs, pid)
+		return false
+	})
+	return name
 }

@@ -2,18 +2,14 @@ package phy
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"hash/fnv"
-	"math"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"domfs/backend"
+	"domfs/backend/blockdev"
+	"domfs/backend/proc"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -22,7 +18,6 @@ import (
 const (
 	storeName  = "phy"
 	driverName = "phy"
-	formatRaw  = "raw"
 )
 
 var _ backend.Store = (*Store)(nil)
@@ -33,15 +28,16 @@ type Store struct {
 	sysfs   string
 	procfs  string
 
-	mu      sync.Mutex
-	claims  map[uint64]claim  // by device number; guarded by mu
-	headers map[uint64]header // by device number; guarded by mu
+	mu     sync.Mutex
+	claims map[uint64]claim // by device number; guarded by mu
+
+	images blockdev.Images
 }
 
 // New makes the store. Its devices are raw or hold an image in one of formats. It has nothing to
 // log: what is wrong with a device is its volume's Err.
 func New(formats []backend.Format, _ *zap.Logger) *Store {
-	return &Store{formats: formats, sysfs: "/sys", procfs: "/proc", claims: map[uint64]claim{}, headers: map[uint64]header{}}
+	return &Store{formats: formats, sysfs: blockdev.Sysfs, procfs: proc.Root, claims: map[uint64]claim{}}
 }
 
 // Name is "phy".
@@ -54,7 +50,7 @@ func (s *Store) Pools(context.Context) ([]backend.Pool, error) { return nil, nil
 // devices are not opened to learn their size.
 func (s *Store) Volumes(ctx context.Context, disks []backend.Disk) ([]backend.Volume, error) {
 	volumes := make([]backend.Volume, len(disks))
-	var users *users
+	var users blockdev.Users
 	for i, d := range disks {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("look for block devices: %w", err)
@@ -65,7 +61,7 @@ func (s *Store) Volumes(ctx context.Context, disks []backend.Disk) ([]backend.Vo
 		}
 		if v.Err == nil || rdev != 0 {
 			if users == nil {
-				users = s.readUsers()
+				users = blockdev.ReadUsers(s.procfs)
 			}
 			v.Holder = s.holder(users, v.ID, rdev)
 		}
@@ -90,7 +86,7 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 	}
 	v = backend.Volume{Store: storeName, ID: path, Driver: driverName, Format: d.Format}
 	if v.Format == "" {
-		v.Format = formatRaw
+		v.Format = backend.FormatRaw
 	}
 	switch {
 	case err != nil:
@@ -101,75 +97,39 @@ func (s *Store) volume(d backend.Disk) (v backend.Volume, rdev uint64, ok bool) 
 		return v, 0, true
 	}
 	rdev = uint64(st.Rdev)
-	if v.SizeBytes, err = s.size(rdev); err != nil {
+	if v.SizeBytes, err = blockdev.Size(s.sysfs, rdev); err != nil {
 		v.Err = failed("find the size of", path, err)
 	} else {
-		v.Generation = s.generation(rdev, v.SizeBytes)
+		v.Generation = blockdev.Generation(s.sysfs, rdev, v.SizeBytes)
 	}
-	format, err := s.formatOf(v.Format)
+	format, err := backend.FindFormat(s.formats, v.Format)
 	switch {
 	case err != nil:
 		v.Err = fmt.Errorf("%s: %w", path, err)
 	case format != nil && v.Err == nil:
-		v.SizeBytes, v.Err = s.guestBytes(v, format, rdev)
+		v.SizeBytes, v.Err = s.images.SizeBytes(path, rdev, v.Generation, format, openOptions)
 	}
 	return v, rdev, true
 }
 
-// sysPath is the device's folder in sysfs.
-func (s *Store) sysPath(rdev uint64) string {
-	return filepath.Join(s.sysfs, "dev/block", fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)))
-}
-
-// size reads the device's size from sysfs, which counts 512-byte sectors.
-func (s *Store) size(rdev uint64) (int64, error) {
-	b, err := os.ReadFile(filepath.Join(s.sysPath(rdev), "size"))
+// Open opens a device past the host's page cache.
+func (s *Store) Open(_ context.Context, v backend.Volume) (backend.Device, error) {
+	if v.Store != storeName {
+		return nil, backend.Because(backend.ErrInvalid, "open %s: it belongs to the store %q", v.ID, v.Store)
+	}
+	format, err := backend.FindFormat(s.formats, v.Format)
 	if err != nil {
-		return 0, unix.ENXIO // a node without a device
+		return nil, fmt.Errorf("open %s: %w", v.ID, err)
 	}
-	sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil || sectors < 0 || sectors > math.MaxInt64/512 {
-		return 0, unix.EIO
+	d, err := blockdev.Open(v.ID, openOptions)
+	if err != nil {
+		return nil, err
 	}
-	return sectors * 512, nil
+	return blockdev.OpenImage(d, v.ID, format)
 }
 
-// generation mixes the counts of what was written, as doc.go says.
-func (s *Store) generation(rdev uint64, sizeBytes int64) uint64 {
-	h := fnv.New64a()
-	number := func(n uint64) {
-		var b [8]byte
-		binary.LittleEndian.PutUint64(b[:], n)
-		h.Write(b[:])
-	}
-	number(rdev)
-	number(uint64(sizeBytes))
-	sys := s.sysPath(rdev)
-	folders := []string{sys}
-	disk := sys
-	if _, err := os.Stat(filepath.Join(sys, "partition")); err == nil {
-		if real, err := filepath.EvalSymlinks(sys); err == nil {
-			disk = filepath.Dir(real)
-			folders = append(folders, disk)
-		}
-	}
-	for _, folder := range folders {
-		b, _ := os.ReadFile(filepath.Join(folder, "stat"))
-		// Fields 5 and 7 are writes and sectors written, 12 and 14 discards.
-		fields := strings.Fields(string(b))
-		for _, i := range []int{4, 6, 11, 13} {
-			if i < len(fields) {
-				h.Write([]byte(fields[i] + " "))
-			}
-		}
-	}
-	diskseq, _ := os.ReadFile(filepath.Join(disk, "diskseq"))
-	h.Write(diskseq)
-	if counting, err := os.ReadFile(filepath.Join(disk, "queue/iostats")); err != nil || strings.TrimSpace(string(counting)) == "0" {
-		number(uint64(time.Now().Unix()))
-	}
-	return h.Sum64()
-}
+// openOptions are those of a device that guests write to.
+var openOptions = blockdev.Options{Direct: true, Hints: hints}
 
 // ignoringEINTR repeats a call that a signal interrupted.
 func ignoringEINTR(f func() error) error {

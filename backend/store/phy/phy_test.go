@@ -1,21 +1,19 @@
 package phy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 )
 
@@ -36,60 +34,6 @@ func TestMain(m *testing.M) {
 	io.Copy(io.Discard, os.Stdin)
 }
 
-// loopDevice makes a block device of some size, and the file behind it.
-func loopDevice(t *testing.T, size int64, args ...string) (device, file string) {
-	t.Helper()
-	testneed.Loop(t)
-	file = filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(file, size); err != nil {
-		t.Fatal(err)
-	}
-	device = strings.TrimSpace(command(t, "losetup", append(args, "--find", "--show", file)...))
-	t.Cleanup(func() { retry(t, "losetup", "-d", device) })
-	return device, file
-}
-
-func command(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-	return string(out)
-}
-
-// retry runs a command until it works: a process that is just ending may keep things busy.
-func retry(t *testing.T, name string, args ...string) {
-	t.Helper()
-	var out []byte
-	var err error
-	for range 50 {
-		if out, err = exec.Command(name, args...).CombinedOutput(); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Errorf("%s %v: %v: %s", name, args, err, out)
-}
-
-func write(t *testing.T, path string, p []byte, off int64) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(p, off); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Sync(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func volumeOf(t *testing.T, s *Store, path string) backend.Volume {
 	t.Helper()
 	volumes, err := s.Volumes(t.Context(), []backend.Disk{{VDev: "xvda", Source: path}})
@@ -104,7 +48,7 @@ func TestStore_KeepsContract(t *testing.T) {
 		t.Run("sectors of "+sector, func(t *testing.T) {
 			const sizeBytes = 3<<20 + 4096
 			backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
-				device, file := loopDevice(t, sizeBytes, "--sector-size", sector)
+				device, file := loop.Device(t, sizeBytes, "--sector-size", sector)
 				return backendtest.StoreFixture{
 					New:       func(t *testing.T) backend.Store { return New(nil, nil) },
 					Disk:      backend.Disk{VDev: "xvda", Backend: "phy", Source: device},
@@ -117,104 +61,28 @@ func TestStore_KeepsContract(t *testing.T) {
 						{VDev: "xvda", Source: device, Script: "block-drbd"},
 						{VDev: "xvda", Source: device, BackendDomain: "storage"},
 					},
-					Write: func(t *testing.T, p []byte, off int64) { write(t, device, p, off) },
+					Write: func(t *testing.T, p []byte, off int64) { loop.Write(t, device, p, off) },
 				}
 			})
 		})
 	}
 }
 
-func TestReadAt_GoesPastThePageCache(t *testing.T) {
-	device, file := loopDevice(t, 1<<20)
-	write(t, file, bytes.Repeat([]byte("old."), 1024), 0)
-	d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
+func TestOpen_ReadsPastThePageCache(t *testing.T) {
+	device, _ := loop.Device(t, 1<<20)
+	s := New(nil, nil)
+	d, err := s.Open(t.Context(), volumeOf(t, s, device))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	buffered, err := os.Open(device)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer buffered.Close()
-	read := func(r io.ReaderAt) string {
-		b := make([]byte, 4)
-		if _, err := r.ReadAt(b, 4); err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
-	if got := read(buffered) + read(d); got != "old.old." {
-		t.Fatalf("read %q", got)
-	}
-	write(t, file, bytes.Repeat([]byte("new."), 1024), 0) // behind the device's page cache, as a guest does
-	if got := read(d); got != "new." {
-		t.Errorf("read %q, want what is there now", got)
-	}
-	if got := read(buffered); got != "old." {
-		t.Errorf("a buffered read gives %q: this test shows nothing", got)
-	}
-}
-
-func TestReadAt_IsRightForAnyAlignment(t *testing.T) {
-	for _, sector := range []string{"512", "4096"} {
-		const size = 1 << 20
-		device, file := loopDevice(t, size, "--sector-size", sector)
-		want := make([]byte, size)
-		rand.NewChaCha8([32]byte{1}).Read(want)
-		write(t, file, want, 0)
-		d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		if _, ok := d.(backend.Locator); ok {
-			t.Error("a device that is to be read past the page cache can be spliced")
-		}
-		r := rand.New(rand.NewPCG(1, 2))
-		buf := alignedBytes(bounceBytes*3, maxAlign)
-		for i := range 400 {
-			off, length := r.IntN(size), 1+r.IntN(bounceBytes*2)
-			skip := r.IntN(4096)
-			if i%4 == 0 {
-				off, skip = off&^4095, 0
-			}
-			b := buf[skip : skip+length]
-			n, err := d.ReadAt(b, int64(off))
-			wantN := min(length, size-off)
-			if n != wantN || (err == io.EOF) != (wantN < length) || err != nil && err != io.EOF {
-				t.Fatalf("ReadAt(%d bytes at %d) = %d, %v, want %d", length, off, n, err, wantN)
-			}
-			if !bytes.Equal(b[:n], want[off:off+n]) {
-				t.Fatalf("ReadAt(%d bytes at %d into %d): wrong bytes", length, off, skip)
-			}
-		}
-	}
-}
-
-func TestReadAt_SaysThatADeviceShrank(t *testing.T) {
-	device, file := loopDevice(t, 1<<20)
-	d, err := New(nil, nil).Open(t.Context(), volumeOf(t, New(nil, nil), device))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	if err := os.Truncate(file, 512<<10); err != nil {
-		t.Fatal(err)
-	}
-	command(t, "losetup", "-c", device)
-	for _, b := range [][]byte{make([]byte, 1000), alignedBytes(8192, 4096)} {
-		if n, err := d.ReadAt(b, 600<<10); n != 0 || !errors.Is(err, backend.ErrIO) || !strings.Contains(err.Error(), device) {
-			t.Errorf("ReadAt = %d, %v, want ErrIO", n, err)
-		}
-		if n, err := d.ReadAt(b, 512<<10-512); n != 512 || !errors.Is(err, backend.ErrIO) {
-			t.Errorf("ReadAt over the new end = %d, %v, want 512 bytes and ErrIO", n, err)
-		}
+	if _, ok := d.(backend.Locator); ok {
+		t.Error("its bytes can be spliced, from the page cache, which guests' writes do not go through")
 	}
 }
 
 func TestVolumes_SaysWhyADeviceCannotBeRead(t *testing.T) {
-	device, _ := loopDevice(t, 1<<20)
+	device, _ := loop.Device(t, 1<<20)
 	tests := []struct {
 		disk backend.Disk
 		want error
@@ -250,8 +118,8 @@ func TestVolumes_SaysWhyADeviceCannotBeRead(t *testing.T) {
 
 func TestVolumes_NamesTheHolder(t *testing.T) {
 	testneed.Tools(t, "mkfs.ext4", "qemu-io")
-	device, _ := loopDevice(t, 16<<20)
-	command(t, "mkfs.ext4", "-q", device)
+	device, _ := loop.Device(t, 16<<20)
+	loop.Command(t, "mkfs.ext4", "-q", device)
 	s := New(nil, nil)
 	if v := volumeOf(t, s, device); v.Holder != "" {
 		t.Errorf("Holder = %q of a free device", v.Holder)
@@ -260,11 +128,11 @@ func TestVolumes_NamesTheHolder(t *testing.T) {
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	command(t, "mount", device, folder)
+	loop.Command(t, "mount", device, folder)
 	if v := volumeOf(t, s, device); v.Holder != "mount on "+folder {
 		t.Errorf("Holder = %q, want the mount on %s", v.Holder, folder)
 	}
-	retry(t, "umount", folder)
+	loop.Retry(t, "umount", folder)
 	if v := volumeOf(t, s, device); v.Holder != "" {
 		t.Errorf("Holder = %q after umount", v.Holder)
 	}
@@ -309,7 +177,7 @@ func TestVolumes_NamesTheHolder(t *testing.T) {
 
 func TestVolumes_SeesAMountedPartitionOfADisk(t *testing.T) {
 	testneed.Tools(t, "sfdisk", "mkfs.ext4", "partx")
-	device, file := loopDevice(t, 32<<20)
+	device, file := loop.Device(t, 32<<20)
 	cmd := exec.Command("sfdisk", "-q", file)
 	cmd.Stdin = strings.NewReader("start=2048\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -318,12 +186,12 @@ func TestVolumes_SeesAMountedPartitionOfADisk(t *testing.T) {
 	if out, err := exec.Command("partx", "-a", device).CombinedOutput(); err != nil {
 		testneed.Missing(t, fmt.Sprintf("partitions of loop devices: %v: %s", err, out))
 	}
-	t.Cleanup(func() { retry(t, "partx", "-d", device) })
+	t.Cleanup(func() { loop.Retry(t, "partx", "-d", device) })
 	part := device + "p1"
-	command(t, "mkfs.ext4", "-q", part)
+	loop.Command(t, "mkfs.ext4", "-q", part)
 	folder := t.TempDir()
-	command(t, "mount", part, folder)
-	t.Cleanup(func() { retry(t, "umount", folder) })
+	loop.Command(t, "mount", part, folder)
+	t.Cleanup(func() { loop.Retry(t, "umount", folder) })
 	s := New(nil, nil)
 	for _, path := range []string{device, part} {
 		if v := volumeOf(t, s, path); v.Holder != "mount on "+folder {
@@ -331,7 +199,7 @@ func TestVolumes_SeesAMountedPartitionOfADisk(t *testing.T) {
 		}
 	}
 	before := volumeOf(t, s, part)
-	write(t, device, []byte("x"), 20<<20) // through the whole disk, into the partition
+	loop.Write(t, device, []byte("x"), 20<<20) // through the whole disk, into the partition
 	if after := volumeOf(t, s, part); after.Generation == before.Generation {
 		t.Error("the partition's generation stayed the same after a write through the disk")
 	}

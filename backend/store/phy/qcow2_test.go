@@ -12,6 +12,7 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
+	"domfs/backend/backendtest/loop"
 	"domfs/backend/backendtest/testneed"
 	"domfs/backend/format/qcow2"
 )
@@ -21,13 +22,13 @@ var formats = []backend.Format{qcow2.New()}
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	testneed.Tools(t, name)
-	return command(t, name, args...)
+	return loop.Command(t, name, args...)
 }
 
 func TestStore_KeepsContractForQcow2(t *testing.T) {
 	const sizeBytes = 3<<20 + 512
 	backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
-		device, _ := loopDevice(t, 16<<20)
+		device, _ := loop.Device(t, 16<<20)
 		run(t, "qemu-img", "create", "-q", "-f", "qcow2", device, fmt.Sprint(sizeBytes))
 		return backendtest.StoreFixture{
 			New:       func(t *testing.T) backend.Store { return New(formats, nil) },
@@ -47,7 +48,7 @@ func TestStore_KeepsContractForQcow2(t *testing.T) {
 }
 
 func TestVolumes_SayWhyAnImageOnADeviceCannotBeRead(t *testing.T) {
-	device, file := loopDevice(t, 16<<20)
+	device, file := loop.Device(t, 16<<20)
 	s := New(formats, nil)
 	volume := func(format string) backend.Volume {
 		t.Helper()
@@ -66,7 +67,7 @@ func TestVolumes_SayWhyAnImageOnADeviceCannotBeRead(t *testing.T) {
 			t.Errorf("%s: Open = %v, %v, want %v", what, d, err, want)
 		}
 	}
-	check("another format", volume("vhd"), backend.ErrUnsupported, "raw, qcow2")
+	check("another format", volume("vhd"), backend.ErrUnsupported, "raw and qcow2")
 	check("no image", volume("qcow2"), backend.ErrCorrupt, "configuration")
 	// What is on the device now is seen at once.
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "/etc/hostname", device, "1M")

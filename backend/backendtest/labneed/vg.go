@@ -1,0 +1,27 @@
+package labneed
+
+import "testing"
+
+// VG makes a volume group of devices that are not PVs yet; it goes, with all its volumes,
+// when the test ends.
+func VG(t testing.TB, name string, devices ...string) {
+	t.Helper()
+	Run(t, append([]string{"vgcreate", "--quiet", "--yes", name}, devices...)...)
+	t.Cleanup(func() { RemoveVG(t, name) })
+}
+
+// RemoveVG removes a volume group with all its volumes, if there is one of that name.
+func RemoveVG(t testing.TB, name string) {
+	t.Helper()
+	var err error
+	for range 5 { // udev or a test's own process may hold a volume for a moment
+		Settle(t)
+		if _, err = Try("vgremove", "--force", "--force", "--yes", name); err == nil {
+			return
+		}
+		if _, none := Try("vgs", "--noheadings", "--options", "vg_name", name); none != nil {
+			return
+		}
+	}
+	t.Error(err)
+}
