@@ -185,12 +185,8 @@ func (fs *FS) hasRoot() bool {
 }
 
 // journalBegun tells whether there is a journal in the filesystem that holds something
-// to replay.
+// to replay. One whose superblock is damaged counts: recovery says what is wrong with it.
 func (fs *FS) journalBegun() bool {
-	const (
-		magic   = 0xc03b3998 // big-endian, as all of a journal
-		startAt = 0x1c       // the block that the log begins with; 0 if it is empty
-	)
 	if fs.sb.compat&compatHasJournal == 0 || fs.sb.journalIno == 0 || fs.sb.journalIno > fs.sb.inodes {
 		return false
 	}
@@ -203,5 +199,12 @@ func (fs *FS) journalBegun() bool {
 		return false
 	}
 	b, err := fs.blocks(r.phys-r.logical, 1)
-	return err == nil && binary.BigEndian.Uint32(b.data) == magic && binary.BigEndian.Uint32(b.data[startAt:]) != 0
+	if err != nil {
+		return false
+	}
+	j, err := parseJournalSuper(b.data, fs.sb.blockBytes(), in.size>>fs.sb.blockBits)
+	if err != nil {
+		return binary.BigEndian.Uint32(b.data) == jbd2Magic
+	}
+	return j.start != 0
 }

@@ -167,10 +167,20 @@ func (c *cache) pushLocked(b *cached) {
 // seenRuns remembers which runs of inode tables were read already. A run that is missed
 // again was evicted: then single blocks are read, as the inodes of a directory larger than the cache
 // come in no order, and a whole run for each would be mostly copying. A run whose place another one took counts
-// as not seen.
-type seenRuns [1 << seenRunsBits]atomic.Uint64
+// as not seen. It takes memory once a run is read.
+type seenRuns struct {
+	places atomic.Pointer[[1 << seenRunsBits]atomic.Uint64]
+}
 
 // firstTime tells whether a run, by its first block, which is never 0, is new.
 func (s *seenRuns) firstTime(block uint64) bool {
-	return s[block*0x9e3779b97f4a7c15>>(64-seenRunsBits)].Swap(block) != block
+	places := s.places.Load()
+	if places == nil {
+		s.places.CompareAndSwap(nil, new([1 << seenRunsBits]atomic.Uint64))
+		places = s.places.Load()
+	}
+	return places[block*0x9e3779b97f4a7c15>>(64-seenRunsBits)].Swap(block) != block
 }
+
+// forget makes all runs new. Nobody reads meanwhile.
+func (s *seenRuns) forget() { s.places.Store(nil) }

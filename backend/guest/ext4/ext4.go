@@ -73,7 +73,7 @@ func (Driver) OpenUntil(done <-chan struct{}, d backend.Device) (backend.FS, err
 func (fs *FS) open(damage string) error {
 	d, sb := fs.dev, fs.sb
 	if damage != "" {
-		fs.warnings = append(fs.warnings, damage)
+		fs.warn("%s", damage)
 	}
 	if sb.incompat&incompatRecover != 0 {
 		if err := fs.recoverJournal(); err != nil {
@@ -83,19 +83,19 @@ func (fs *FS) open(damage string) error {
 	} else if err := fs.cleanOrphans(); err != nil {
 		return err
 	} else if sb.state&stateClean == 0 {
-		fs.warnings = append(fs.warnings, "the filesystem was not unmounted cleanly and has no journal to replay: it may be inconsistent until the guest runs e2fsck")
+		fs.warn("the filesystem was not unmounted cleanly and has no journal to replay: it may be inconsistent until the guest runs e2fsck")
 	}
 	if sb.state&stateErrors != 0 {
-		fs.warnings = append(fs.warnings, "the guest's kernel found errors in the filesystem: the guest should run e2fsck")
+		fs.warn("the guest's kernel found errors in the filesystem: the guest should run e2fsck")
 	}
 	if size, need := d.Size(), int64(sb.blocks)<<sb.blockBits; size < need {
-		fs.warnings = append(fs.warnings, fmt.Sprintf("the filesystem has %d bytes but its device only %d: what lies past the end cannot be read", need, size))
+		fs.warn("the filesystem has %d bytes but its device only %d: what lies past the end cannot be read", need, size)
 	}
 	if err := fs.checkRoot(); err != nil {
 		return err
 	}
 	if w := fs.groupWarning(); w != "" {
-		fs.warnings = append(fs.warnings, w)
+		fs.warn("%s", w)
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func (fs *FS) replay(j *journal) error {
 // before.
 func (fs *FS) reload() error {
 	fs.cache.clear()
-	fs.runs = seenRuns{}
+	fs.runs.forget()
 	b := make([]byte, superBytes)
 	if err := fs.readAt(b, superOffset); err != nil {
 		return fmt.Errorf("superblock: %w", err)
