@@ -1,0 +1,82 @@
+package lvm
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"domfs/backend"
+)
+
+// changeTimeout is the deadline of one tool that changes something. Until SIGKILL ends it LVM ignores signals where
+// it has devices suspended.
+const changeTimeout = 60 * time.Second
+
+// Udev makes an LV's node; LVM waits for udev, but not for a node that a rule of somebody's renames.
+const (
+	nodeTimeout = 5 * time.Second
+	nodePause   = 10 * time.Millisecond
+)
+
+// change runs a tool that changes something for what ("snapshot vg0/web-01"), and tells whether it wrote anything to
+// standard output. Once begun it is not given up: a tool that is killed in its midst leaves a device suspended.
+func (s *Store) change(ctx context.Context, what, tool string, args ...string) (said bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, fmt.Errorf("%s: %w", what, ctxError(ctx))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+	defer s.changed()
+	out, err := s.run.Run(ctx, tool, args...)
+	if err != nil {
+		return false, toolFailed(what, err)
+	}
+	return len(bytes.TrimSpace(out)) > 0, nil
+}
+
+// ctxError is the error of a context that ended.
+func ctxError(ctx context.Context) error {
+	if ctx.Err() == context.DeadlineExceeded {
+		return fmt.Errorf("%w: %w", backend.ErrTimeout, ctx.Err())
+	}
+	return ctx.Err()
+}
+
+// awaitNode waits until an LV's node is there, or is gone.
+func awaitNode(path string, there bool) error {
+	deadline := time.Now().Add(nodeTimeout)
+	for {
+		_, err := os.Stat(path)
+		if (err == nil) == there {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return backend.Because(backend.ErrTimeout, "udev has not made %s within %s", path, nodeTimeout)
+		}
+		time.Sleep(nodePause)
+	}
+}
+
+// retry tries f again while it is ErrBusy: udev has a device open for an instant each time that it hears
+// of it.
+func retry(ctx context.Context, f func() error) error {
+	const (
+		limit = 5 * time.Second
+		first = 50 * time.Millisecond
+		most  = time.Second
+	)
+	deadline := time.Now().Add(limit)
+	for pause := first; ; pause = min(2*pause, most) {
+		err := f()
+		if !isBusy(err) || time.Now().Add(pause).After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
