@@ -74,6 +74,7 @@ func (c *change) finish(err error) error {
 	h := c.h
 	h.notify(c.touched...)
 	h.kickExpiry()
+	h.guard.wake()
 	if c.quiet && err == nil {
 		return nil
 	}

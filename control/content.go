@@ -14,13 +14,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// Volume is what the tree shows as a VOLUME: a disk, or a partition in one. It is open
+// Volume is what the tree shows as a VOLUME: a disk, a partition, or what an Assembler found. It is open
 // as long as it is acquired.
 type Volume struct {
 	disk  *disk
 	ref   VolumeRef
 	dev   backend.Device
-	depth int // how many partition tables are above it
+	depth int   // how many partition tables are above it
+	cost  int64 // of the assembled volume that it is or is on; 0 on a disk
 
 	probeMu sync.Mutex
 	content answer[backend.Content] // guarded by probeMu
@@ -65,8 +66,11 @@ func guarded[T any](v *Volume, what string, f func() (T, error)) (out T, err err
 
 // String names the volume in messages.
 func (v *Volume) String() string {
-	if v.ref.Path == "" {
+	switch {
+	case v.ref.Path == "":
 		return v.disk.from.disk
+	case v.ref.VDev == "":
+		return v.ref.Path + " on " + v.disk.from.disk
 	}
 	return "partition " + v.ref.Path + " of " + v.disk.from.disk
 }
@@ -86,8 +90,11 @@ func (v *Volume) Running() bool { return v.disk.from.running }
 func (v *Volume) Generation() uint64 { return v.disk.from.volume.Generation }
 
 // IsRaw tells whether the bytes lie in the disk's own file or device as the guest sees them. Elsewhere
-// their places change as the guest writes.
+// (in an image's format, over several disks) their places may change as the guest writes.
 func (v *Volume) IsRaw() bool {
+	if v.disk.all != nil {
+		return false
+	}
 	format := v.disk.from.volume.Format
 	return format == "" || format == "raw"
 }
@@ -97,6 +104,10 @@ func (v *Volume) Device() backend.Device { return v.dev }
 
 // Content says what is on it; probed once.
 func (v *Volume) Content() (backend.Content, error) {
+	return whileUsable(v, v.probe)
+}
+
+func (v *Volume) probe() (backend.Content, error) {
 	v.probeMu.Lock()
 	defer v.probeMu.Unlock()
 	return v.content.ask(func() (backend.Content, error) {
@@ -121,6 +132,10 @@ const maxParts = 1024
 // depth is at its maximum. A live disk of a running domain has its partitions, too. A part that
 // cannot be read has its Err; the others can be. Warnings go where those of FS go.
 func (v *Volume) Parts() ([]backend.Part, error) {
+	return whileUsable(v, v.readParts)
+}
+
+func (v *Volume) readParts() ([]backend.Part, error) {
 	v.partsMu.Lock()
 	defer v.partsMu.Unlock()
 	return v.parts.ask(func() ([]backend.Part, error) {
@@ -201,7 +216,7 @@ func (v *Volume) child(number int) (*Volume, error) {
 	if len(d.volumes) >= maxVolumes {
 		return nil, fmt.Errorf("%s has more partitions in partitions than the %d that can be open: %w", d.from.disk, maxVolumes, backend.ErrUnsupported)
 	}
-	c = &Volume{disk: d, ref: ref, dev: parts[i].Device, depth: v.depth + 1}
+	c = &Volume{disk: d, ref: ref, dev: parts[i].Device, depth: v.depth + 1, cost: v.cost}
 	d.volumes[ref.Path] = c
 	return c, nil
 }
@@ -245,6 +260,10 @@ func (v *Volume) FS(ctx context.Context) (backend.FS, error) {
 	if v.Running() {
 		return nil, fmt.Errorf("%s belongs to a domain that runs: its files are in a snapshot of it: %w", v, backend.ErrUnsupported)
 	}
+	return whileUsable(v, func() (backend.FS, error) { return v.files(ctx) })
+}
+
+func (v *Volume) files(ctx context.Context) (backend.FS, error) {
 	v.fsMu.Lock()
 	if v.fs.known {
 		defer v.fsMu.Unlock()

@@ -14,7 +14,7 @@ import (
 // Event is one thing that happened; it is marshalled as one JSON object.
 type Event struct {
 	Time     time.Time `json:"time"`
-	Event    string    `json:"event"` // snapshot, remove, rename, resize, fill, error, warning, expire, …
+	Event    string    `json:"event"` // snapshot, remove, rename, resize, extend, fill, forecast, invalid, error, warning, expire, …
 	Domain   string    `json:"domain,omitempty"`
 	Snapshot string    `json:"snapshot,omitempty"`
 	Disk     string    `json:"disk,omitempty"`

@@ -20,11 +20,12 @@ func (h *Host) kickExpiry() {
 }
 
 // expiryLoop removes sets when they are due. When that is is in the sets' own records, which
-// other daemons change, too: so it looks at them at least once each lim.tick.
+// other daemons change, too: so it looks at them at least once each lim.tick, and activates what has appeared meanwhile.
 func (h *Host) expiryLoop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	notBefore := map[string]time.Time{} // by set ID: failed, to be tried again then
+	w := waker{known: map[string]bool{}}
 	for {
 		select {
 		case <-h.done.Done():
@@ -32,17 +33,18 @@ func (h *Host) expiryLoop() {
 		case <-timer.C:
 		case <-h.expiryKick:
 		}
-		timer.Reset(h.expire(notBefore))
+		timer.Reset(h.expire(notBefore, &w))
 	}
 }
 
 // expire removes what is due, and returns when to look again.
-func (h *Host) expire(notBefore map[string]time.Time) time.Duration {
+func (h *Host) expire(notBefore map[string]time.Time, w *waker) time.Duration {
 	inv, err := h.Inventory(h.done)
 	if err != nil {
 		return h.lim.tick
 	}
 	h.adoptOrphans(inv)
+	w.look(h, inv)
 	wait := h.lim.tick
 	for id := range notBefore {
 		if inv.byID[id] == nil {
@@ -51,7 +53,7 @@ func (h *Host) expire(notBefore map[string]time.Time) time.Duration {
 	}
 	for _, d := range inv.Snapshots {
 		for _, s := range d.Sets {
-			if s.Expires.IsZero() || s.Hold || s.Stale != nil {
+			if s.Expires.IsZero() || s.Hold || s.Stale != nil || s.Foreign {
 				continue
 			}
 			due := s.Expires
@@ -89,7 +91,11 @@ func (h *Host) expireSet(dir string, seen *Set) error {
 			return nil
 		}
 		c.extra = []zap.Field{zap.Time("due", s.Expires)}
-		if err := h.removeSet(ctx, c, d, s); err != nil {
+		err := inv.isDisk(d, s)
+		if err == nil {
+			err = h.removeSet(ctx, c, d, s)
+		}
+		if err != nil {
 			return fmt.Errorf("snapshot %s is due for removal since %s: %w", s.Name, s.Expires.Format(time.RFC3339), err)
 		}
 		return nil

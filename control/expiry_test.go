@@ -115,3 +115,52 @@ func TestSetExpires_ShowsWhatWasSet(t *testing.T) {
 		t.Error("it still expires")
 	}
 }
+
+func TestExpiry_ANameHeldStaysHeldAfterARestart(t *testing.T) {
+	a, c := withClock(t, setup{})
+	a.must(a.Snapshot(t.Context(), "web01", "s"))
+	a.must(a.SetExpires(t.Context(), "web01", "s", "+1h"))
+	a.must(a.SetHold(t.Context(), "web01", "s", "1"))
+	a.must(a.Close())
+	b, d := withClock(t, setup{onFake: a.fake})
+	d.forward(c.now().Sub(d.now()) + 48*time.Hour)
+	b.mustFail(b.Remove(t.Context(), "web01", "s"), backend.ErrPermission, "held")
+	time.Sleep(50 * time.Millisecond)
+	wantEqual(t, "held", b.sets("web01"), []string{"s"})
+	b.must(b.SetHold(t.Context(), "web01", "s", "0"))
+	eventually(t, "expired", func() bool { return len(b.sets("web01")) == 0 })
+}
+
+func TestExpiry_OfWhatExpiredWhileNoDaemonRanIsAtTheStart(t *testing.T) {
+	a, _ := withClock(t, setup{})
+	a.must(a.Snapshot(t.Context(), "web01", "s"))
+	a.must(a.SetExpires(t.Context(), "web01", "s", "+1h"))
+	a.must(a.Close())
+	b := newBench(t, setup{onFake: a.fake, noStart: true})
+	b.now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	b.must(b.Start(t.Context())) // it does not wait for its next look, a minute away
+	eventually(t, "expired", func() bool { return len(b.sets("web01")) == 0 })
+}
+
+// Another program has the device open: its store alone knows.
+func TestExpiry_LeavesWhatIsOpenOutsideAsItIs(t *testing.T) {
+	b, c := withClock(t, setup{})
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	clear := b.fake.Store.Fail("Remove", fmt.Errorf("held open by losetup (pid 7): %w", backend.ErrBusy))
+	b.must(b.SetExpires(t.Context(), "web01", "s", "+1h"))
+	c.forward(2 * time.Hour)
+	eventually(t, "it is tried", func() bool { return b.fake.Store.Calls("Remove") > 0 })
+	eventually(t, "it is told", func() bool { return len(b.eventsOf("error")) > 0 })
+	b.lastErrorHas("web01", "expire", "EBUSY", "losetup (pid 7)", "left as it is")
+	b.must(b.SetHold(t.Context(), "web01", "s", "1"))
+	s := b.set("web01", "s")
+	if s.State != backend.SnapshotActive || len(s.Disks) != 2 {
+		t.Errorf("%+v", s)
+	}
+	v, err := b.Volume(t.Context(), VolumeRef{SetID: s.ID, VDev: "xvda"})
+	b.must(err)
+	v.Release()
+	clear()
+	b.must(b.SetHold(t.Context(), "web01", "s", "0"))
+	eventually(t, "expired", func() bool { c.forward(time.Second); return len(b.sets("web01")) == 0 })
+}

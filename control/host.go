@@ -28,10 +28,17 @@ type Options struct {
 	Prober      backend.Prober
 	Layouts     []backend.Layout
 	Filesystems []backend.Filesystem
-	Log         *zap.Logger
+	Assemblers  []backend.Assembler
+	// Mapper makes block devices of the host of what is in snapshots; nil where there is none, and
+	// NoMapper says why then.
+	Mapper   backend.Mapper
+	NoMapper error
+	// MapNew names the stores whose snapshots are mapped as they are made.
+	MapNew []string
+	Log    *zap.Logger
 	// LockFile is locked (flock) for each change, so that several daemons on one host take turns.
 	// Empty: the daemon is alone. Files named LockFile + ".fill-" + a set's ID lie beside it
-	// while that set is being copied.
+	// while that set is being copied, + ".map-" while it is mapped.
 	LockFile string
 	// LockTimeout is how long a change waits for another one: then ErrBusy. 0 means 30 s.
 	LockTimeout time.Duration
@@ -39,6 +46,10 @@ type Options struct {
 	ErrnoName func(error) string
 	// MaxAge is how old an Inventory may be that Host.Inventory returns. 0 means 400 ms.
 	MaxAge time.Duration
+	// AutoExtend says when the reserves of snapshots are extended; the zero value is never.
+	AutoExtend AutoExtend
+	// Foreign lets Remove remove snapshots that others made.
+	Foreign bool
 }
 
 // Limits. A test may change those of its Host.
@@ -57,6 +68,10 @@ type limits struct {
 	end     time.Duration // how long Close waits for what is under way
 	disks   int           // how many disks stay open, in use or not
 	fills   int           // how many sets are copied at once
+
+	sampleFast time.Duration // how often fills are looked at where one grows fast
+	sampleSlow time.Duration // where none grows
+	sampleGap  time.Duration // between readings that a store's events cause, at least
 }
 
 func defaultLimits() limits {
@@ -75,6 +90,10 @@ func defaultLimits() limits {
 		end:     time.Minute,
 		disks:   128,
 		fills:   2,
+
+		sampleFast: time.Second,
+		sampleSlow: 10 * time.Second,
+		sampleGap:  200 * time.Millisecond,
 	}
 }
 
@@ -93,9 +112,11 @@ type Host struct {
 	volumes   *volumeCache
 	making    makingSets
 	fills     fillTable
+	mappings  mappings
 	errs      errorLog
 	events    eventHub
 	stats     counters
+	guard     guard
 
 	onDrain  func(ctx context.Context, setID string) error // set before Start
 	onChange func(Change)                                  // set before Start
@@ -142,23 +163,28 @@ func New(o Options) *Host {
 	h.drivers.init()
 	h.errs.init()
 	h.fills.init(h.lim.fills)
+	h.mappings.init()
 	h.volumes = newVolumeCache(h)
+	h.guard.init(h)
 	return h
 }
 
 // Start repairs what a crash left (half-made snapshot sets, temporary files), then
-// begins to honour expiry. What cannot be repaired now is logged, and no error: the
+// begins to honour expiry and to guard what can overflow. What cannot be repaired now is logged, and no error: the
 // rest of the host is to be seen all the same. The error is that the lock could not be
 // had, or the host not be read at all.
 func (h *Host) Start(ctx context.Context) error {
 	if err := h.repair(ctx); err != nil {
 		return err
 	}
-	return h.spawn(h.expiryLoop)
+	if err := h.spawn(h.expiryLoop); err != nil {
+		return err
+	}
+	return h.guard.start()
 }
 
-// Close waits for changes under way, ends copies (their snapshots are removed) and
-// closes every device. ErrBusy says that volumes are still acquired: those are closed
+// Close waits for changes under way, ends copies (their snapshots are removed), removes the block devices that
+// were made of snapshots and closes every device. ErrBusy says that volumes are still acquired: those are closed
 // when they are released. ErrTimeout says that something under way does not end: nothing was
 // closed, the process is to end, and the next Start repairs what that leaves.
 func (h *Host) Close() error {
@@ -176,6 +202,7 @@ func (h *Host) Close() error {
 	defer limit.Stop()
 	select {
 	case <-ended:
+		h.endMappings()
 		return h.volumes.close()
 	case <-limit.C:
 	}
@@ -237,6 +264,9 @@ type Change struct {
 	Dir    string // a SnapshotDir's name, if its sets changed
 	SetID  string // the set that was made, renamed, removed or annotated
 	Gone   bool   // the set was removed
+	// Invalid: a disk of the set has become invalid. What is cached of it is true no more, and who has a
+	// file of it open must get an error from now on.
+	Invalid bool
 }
 
 func (h *Host) notify(cs ...Change) {

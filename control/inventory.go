@@ -20,7 +20,7 @@ import (
 type Inventory struct {
 	Domains   []*Domain      // sorted by name
 	Snapshots []*SnapshotDir // sorted by name; one for each domain, and for each that is gone but has snapshots
-	Pools     []backend.Pool // sorted by name
+	Pools     []Pool         // sorted by name
 
 	began  time.Time // when the reading began: it knows nothing later
 	took   time.Duration
@@ -61,10 +61,13 @@ type Set struct {
 	State       backend.SnapshotState
 	Expires     time.Time // zero: never
 	Hold        bool
+	Mapped      bool               // whether the host has block devices of what is in it: Device
 	Disks       []backend.Snapshot // sorted by vdev
 	Stale       error              // why this is from an earlier reading; nil if it is not
+	Foreign     bool               // not made by domfs: a snapshot of one disk, without a record
 
-	diskCount int // how many disks the complete set has
+	diskCount int               // how many disks the complete set has
+	devices   map[string]string // of the host, by path in the set
 }
 
 // Domain finds a domain by name, nil if there is none.
@@ -122,6 +125,9 @@ func (s *Set) Disk(vdev string) *backend.Snapshot {
 
 // isRunning tells whether the domain's disks may change at any time.
 func (d *Domain) isRunning() bool { return d.State != backend.StateOff || d.Stale != nil }
+
+// IsOff tells whether the domain's disks stay as they are: no guest has them.
+func (d *Domain) IsOff() bool { return !d.isRunning() }
 
 // ageFactor keeps a host that is slow to read from being read all the time: a reading is
 // good for so many times as long as it took, but not for longer than maxSlowAge.
@@ -198,10 +204,15 @@ func (h *Host) fly(f *inventoryFlight, change uint64) {
 	}
 	c.mu.Unlock()
 	f.result, f.err = inv, err
+	var invalid []Change
 	if err == nil {
-		h.volumes.check(inv)
+		invalid = h.volumes.check(inv)
 	}
 	close(f.done)
+	h.notify(invalid...)
+	if err == nil {
+		h.guard.see(inv)
+	}
 	if before != nil {
 		h.notify(difference(before, inv)...)
 	}
@@ -216,6 +227,13 @@ func (h *Host) invalidate() {
 	c.mu.Unlock()
 }
 
+// latest is the reading that Inventory would return, whatever its age; nil if there is none.
+func (c *inventoryCache) latest() *Inventory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
 // fresh reads the host now, for a change: it works while the Host is closing, too.
 func (h *Host) fresh(ctx context.Context) (*Inventory, error) {
 	h.invalidate()
@@ -224,22 +242,30 @@ func (h *Host) fresh(ctx context.Context) (*Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.volumes.check(inv)
+	if invalid := h.volumes.check(inv); len(invalid) > 0 {
+		// The host's lock is held here, with which nobody is to be told anything.
+		h.spawn(func() { h.notify(invalid...) })
+	}
 	return inv, nil
 }
 
 // read reads the host.
 func (h *Host) read(ctx context.Context) (*Inventory, error) {
 	inv := &Inventory{began: time.Now(), failed: map[string]error{}}
+	mapped := make(chan map[string][]backend.Mapping, 1)
+	go func() { mapped <- h.readMappings(ctx) }()
 	err := h.readDomains(ctx, inv)
 	if err != nil {
+		<-mapped
 		return nil, err
 	}
 	snapshots := h.readVolumes(ctx, inv)
+	devices := <-mapped
 	if ctx.Err() != nil {
 		return nil, contextError(ctx, "reading the host's domains and disks")
 	}
 	inv.arrange(snapshots, h.making.has)
+	inv.showMappings(devices)
 	inv.took = time.Since(inv.began)
 	h.recordFaults(inv)
 	return inv, nil
@@ -356,7 +382,9 @@ func (h *Host) readVolumes(ctx context.Context, inv *Inventory) []backend.Snapsh
 			mu.Lock()
 			defer mu.Unlock()
 			snapshots = append(snapshots, snaps...)
-			inv.Pools = append(inv.Pools, pools...)
+			for _, p := range pools {
+				inv.Pools = append(inv.Pools, Pool{Pool: p, Store: s.Name(), Key: p.Name})
+			}
 			if err != nil {
 				inv.failed[s.Name()] = err
 			}
@@ -374,7 +402,7 @@ func (h *Host) readVolumes(ctx context.Context, inv *Inventory) []backend.Snapsh
 	for _, d := range inv.Domains {
 		d.settleState()
 	}
-	slices.SortStableFunc(inv.Pools, func(a, b backend.Pool) int { return compare(a.Name, b.Name) })
+	inv.namePools()
 	return snapshots
 }
 

@@ -6,12 +6,13 @@ package control
 //  1. hostLock: one change at a time, on the whole host: its slot (within the process), then
 //     the flock (between processes). It alone is held while drivers change something. A copy
 //     (fill.go) does not hold it while it copies, only to begin and to end.
-//  2. fill.path's flock: "this set is being copied"; only ever tried, never waited for.
-//  3. Volume.partsMu, then probeMu: one question about one volume at a time. The
+//  2. the flocks of sets (setLockPath): "this set is being copied", "is mapped"; only ever tried, never waited for.
+//  3. rootCell.turn: one at a time finds out how a guest mounts its filesystems, opening them.
+//  4. Volume.partsMu, then probeMu: one question about one volume at a time. The
 //     driver that answers it is called with them held; it reads the device, and asks no
 //     other volume. A filesystem is opened with none of them held.
-//  4. every other mutex (inventoryCache, driverStates, volumeCache, Volume.fsMu, fillTable, makingSets,
-//     errorLog, eventHub, counters): leaves. None is held while a driver, a
+//  5. every other mutex (inventoryCache, driverStates, volumeCache, mappings, Volume.fsMu, fillTable, makingSets,
+//     errorLog, eventHub, counters, guard): leaves. None is held while a driver, a
 //     callback or another of them is called; eventHub calls its subscribers, which must not
 //     block, with its send order held.
 //
@@ -20,6 +21,8 @@ package control
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -199,9 +202,19 @@ func fileError(what string, err error) error {
 	return fmt.Errorf("%s: %w: %w", what, err, s)
 }
 
-// fillLockPath is the file whose flock says that a daemon is copying the set.
-func (l *hostLock) fillLockPath(setID string) string {
-	return l.path + ".fill-" + setID
+// The kinds of what a daemon does with a set for longer than a change takes.
+const (
+	copies = "fill"
+	mapped = "map"
+)
+
+// setLockPath is the file whose flock says that a daemon does it.
+func (l *hostLock) setLockPath(kind, setID string) string {
+	if !isSetID(setID) { // not made by this program, and no name for a file
+		sum := sha256.Sum256([]byte(setID))
+		setID = hex.EncodeToString(sum[:16])
+	}
+	return l.path + "." + kind + "-" + setID
 }
 
 // lockFill says to other daemons that this one is copying the set, until release. The host's
@@ -210,7 +223,38 @@ func (l *hostLock) lockFill(setID string) (release func(), err error) {
 	if l.path == "" {
 		return func() {}, nil
 	}
-	path := l.fillLockPath(setID)
+	f, err := l.lockSet(copies, setID)
+	if err != nil {
+		return nil, err
+	}
+	writeOwner(f, "copying snapshot "+setID)
+	return func() {
+		os.Remove(f.Name()) // while it is locked: nobody takes a leftover for a copy under way
+		f.Close()
+	}, nil
+}
+
+// lockMap says to other daemons that this one has mapped the set, or takes over what a dead one left to say so:
+// ErrBusy if another has. The file stays where not all mappings are gone. The host's lock is held.
+func (l *hostLock) lockMap(setID string) (release func(gone bool), err error) {
+	if l.path == "" {
+		return func(bool) {}, nil
+	}
+	f, err := l.lockSet(mapped, setID)
+	if err != nil {
+		return nil, err
+	}
+	writeOwner(f, "mapping snapshot "+setID)
+	return func(gone bool) {
+		if gone {
+			os.Remove(f.Name())
+		}
+		f.Close()
+	}, nil
+}
+
+func (l *hostLock) lockSet(kind, setID string) (*os.File, error) {
+	path := l.setLockPath(kind, setID)
 	f, err := openLockFile(path)
 	if err != nil {
 		return nil, err
@@ -223,11 +267,17 @@ func (l *hostLock) lockFill(setID string) (release func(), err error) {
 		f.Close()
 		return nil, err
 	}
-	writeOwner(f, "copying snapshot "+setID)
-	return func() {
-		os.Remove(path) // while it is locked: nobody takes a leftover for a copy under way
-		f.Close()
-	}, nil
+	return f, nil
+}
+
+// lockDeadMap takes over the lock of a daemon that mapped a set and died; false if it lives, or if none that had this
+// lock file mapped it. The host's lock is held.
+func (l *hostLock) lockDeadMap(setID string) (release func(gone bool), dead bool) {
+	if _, err := os.Lstat(l.setLockPath(mapped, setID)); err != nil && l.path != "" {
+		return nil, false
+	}
+	release, err := l.lockMap(setID)
+	return release, err == nil
 }
 
 // fillIsOrphaned tells whether no living process copies the set, and removes what a dead
@@ -237,9 +287,9 @@ func (l *hostLock) fillIsOrphaned(setID string) bool {
 		return true
 	}
 	if !isSetID(setID) {
-		return true // not made by this program, and no name for a file
+		return true // not made by this program
 	}
-	path := l.fillLockPath(setID)
+	path := l.setLockPath(copies, setID)
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_CLOEXEC|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		// Where it cannot be told, the copy is left alone.

@@ -13,7 +13,7 @@ import (
 )
 
 // Remove removes a snapshot set: ErrPermission while it is held, ErrBusy while a file of it
-// is open. One that is being copied is removed, too. A removal that fails half-way leaves
+// is open, or a block device of it in use. One that is being copied is removed, too. A removal that fails half-way leaves
 // the state removing, and is gone on with by the next Remove or Start.
 func (h *Host) Remove(ctx context.Context, dir, name string) error {
 	c := &change{op: "remove", domain: dir, snapshot: name}
@@ -22,8 +22,29 @@ func (h *Host) Remove(ctx context.Context, dir, name string) error {
 		if err != nil {
 			return err
 		}
+		if s.Foreign && !h.o.Foreign {
+			return s.foreignKept(d)
+		}
+		if err := inv.isDisk(d, s); err != nil {
+			return err
+		}
 		return h.removeSet(ctx, c, d, s)
 	})
+}
+
+// isDisk says that a volume of the set is a domain's disk by now: an admin has made a machine of a snapshot. Nothing
+// else need have it open, so that the store would remove it.
+func (inv *Inventory) isDisk(d *SnapshotDir, s *Set) error {
+	for i := range s.Disks {
+		v := &s.Disks[i].Volume
+		for _, dom := range inv.Domains {
+			j := slices.IndexFunc(dom.Volumes, func(of backend.Volume) bool { return of.Store != "" && of.Store == v.Store && of.ID == v.ID })
+			if j >= 0 {
+				return backend.Because(backend.ErrBusy, "snapshot %s of %s stays: its volume %s is disk %s of %s", s.Name, d.Name, v.ID, dom.Disks[j].VDev, dom.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // removeSet removes a set of the inventory, with the host's lock held.
@@ -31,18 +52,26 @@ func (h *Host) removeSet(ctx context.Context, c *change, d *SnapshotDir, s *Set)
 	if s.Hold {
 		return fmt.Errorf("snapshot %s of %s is held: write 0 to its hold first: %w", s.Name, d.Name, backend.ErrPermission)
 	}
+	for _, k := range s.Disks {
+		if k.Volume.Holder != "" {
+			return fmt.Errorf("disk %s in snapshot %s of %s is in use by %s: %w", k.Disk.VDev, s.Name, d.Name, k.Volume.Holder, backend.ErrBusy)
+		}
+	}
 	if h.onDrain != nil {
 		if err := h.onDrain(ctx, s.ID); err != nil {
 			return err
 		}
 	}
 	fault.Point("control.remove.drained")
+	c.touched = append(c.touched, Change{Dir: d.Name, SetID: s.ID}) // also where it fails: the draining ends
+	if err := h.unmapSet(ctx, d, s); err != nil {
+		return err
+	}
 	if f := h.fills.find(s.ID); f != nil {
 		f.abandon()
 	}
 	reopen := h.volumes.closeSet(s.ID)
 	defer reopen()
-	c.touched = append(c.touched, Change{Dir: d.Name, SetID: s.ID})
 	if err := h.removeMembers(ctx, s); err != nil {
 		return err
 	}
@@ -55,7 +84,7 @@ func (h *Host) removeSet(ctx context.Context, c *change, d *SnapshotDir, s *Set)
 func (h *Host) removeMembers(ctx context.Context, s *Set) error {
 	fault.Point("control.remove.mark")
 	for _, k := range s.Disks {
-		if k.State == backend.SnapshotRemoving {
+		if k.State == backend.SnapshotRemoving || s.Foreign {
 			continue
 		}
 		err := h.annotateOne(ctx, k, func(m *backend.SnapshotMeta) { m.State = backend.SnapshotRemoving })
@@ -65,11 +94,18 @@ func (h *Host) removeMembers(ctx context.Context, s *Set) error {
 		}
 	}
 	var errs []error
+	removed := 0
 	for _, k := range slices.Backward(s.Disks) {
 		fault.Point("control.remove.disk")
 		st, err := h.snapshotterOf(k.Volume)
 		if err == nil {
 			err = st.Remove(ctx, k)
+		}
+		if err == nil {
+			removed++
+		}
+		if errors.Is(err, backend.ErrBusy) && removed == 0 && h.unmark(ctx, s) {
+			return fmt.Errorf("snapshot %s is left as it is: disk %s: %w", s.Name, k.Disk.VDev, err)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("disk %s: %w", k.Disk.VDev, err))
@@ -82,6 +118,20 @@ func (h *Host) removeMembers(ctx context.Context, s *Set) error {
 	return nil
 }
 
+// unmark takes back that a set is to be removed, of which nothing was: somebody outside has a disk of it open,
+// and is to go on reading. One that was marked before, as by a removal that was cut off, stays so.
+func (h *Host) unmark(ctx context.Context, s *Set) bool {
+	if s.Foreign || s.has(backend.SnapshotRemoving) || s.has(backend.SnapshotPending) {
+		return s.Foreign
+	}
+	for _, k := range s.Disks {
+		if err := h.annotateOne(ctx, k, func(*backend.SnapshotMeta) {}); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // Rename renames a snapshot set within its domain: ErrExist, it never replaces another.
 func (h *Host) Rename(ctx context.Context, dir, oldName, newName string) error {
 	c := &change{op: "rename", domain: dir, snapshot: oldName, message: newName}
@@ -90,6 +140,9 @@ func (h *Host) Rename(ctx context.Context, dir, oldName, newName string) error {
 		d, s, err := c.findSet(inv, dir, oldName)
 		if err != nil {
 			return err
+		}
+		if s.Foreign {
+			return s.foreignFixed(d)
 		}
 		if oldName == newName {
 			c.quiet = true
@@ -110,6 +163,9 @@ func (h *Host) Rename(ctx context.Context, dir, oldName, newName string) error {
 
 // changeable says why a set's record cannot be changed.
 func (s *Set) changeable(d *SnapshotDir) error {
+	if s.Foreign {
+		return s.foreignFixed(d)
+	}
 	if s.State == backend.SnapshotRemoving {
 		return fmt.Errorf("snapshot %s of %s is being removed: %w", s.Name, d.Name, backend.ErrBusy)
 	}

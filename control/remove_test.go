@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,4 +150,21 @@ func TestParseExpires_ReadsTimesAndDurations(t *testing.T) {
 			t.Errorf("%q: %s, %v; want ErrInvalid", value, got, err)
 		}
 	}
+}
+
+func TestRemove_KeepsWhatIsADomainsDiskByNow(t *testing.T) {
+	b, c := withClock(t, setup{})
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	b.must(b.SetExpires(t.Context(), "web01", "s", "+1h"))
+	id := b.set("web01", "s").Disk("xvda").Volume.ID
+	b.fake.Store.AddVolume(id, make([]byte, 4096)) // the store gives a volume and a snapshot of one LV the same ID
+	b.fake.Hypervisor.Add(backend.Domain{Name: "clone", State: backend.StateOff, Disks: []backend.Disk{{VDev: "xvdb", Source: id}}})
+	b.inv()
+	b.mustFail(b.Remove(t.Context(), "web01", "s"), backend.ErrBusy, id, "disk xvdb of clone")
+	c.forward(2 * time.Hour)
+	b.kickExpiry()
+	eventually(t, "it was tried", func() bool { return strings.Contains(string(b.LastErrors("web01")), "due for removal") })
+	wantEqual(t, "sets", b.sets("web01"), []string{"s"})
+	b.fake.Hypervisor.Remove("clone")
+	b.must(b.Remove(t.Context(), "web01", "s"))
 }

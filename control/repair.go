@@ -31,6 +31,7 @@ func (h *Host) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.reapMappings(ctx)
 	h.settleHidden(ctx, inv)
 	for _, dir := range inv.Snapshots {
 		for _, s := range dir.Sets {
@@ -38,16 +39,21 @@ func (h *Host) repair(ctx context.Context) error {
 		}
 	}
 	for _, st := range h.o.Stores {
-		sn, ok := st.(backend.Snapshotter)
-		if !ok {
-			continue
-		}
-		fault.Point("control.repair.store")
-		if err := sn.Repair(ctx); err != nil {
-			h.log.Warn("a store could not be repaired", zap.String("op", "repair"), zap.String("store", st.Name()), zap.Error(err))
-		}
+		h.repairStore(ctx, st)
 	}
 	return nil
+}
+
+// repairStore has a store repair itself. The host's lock is held.
+func (h *Host) repairStore(ctx context.Context, st backend.Store) {
+	sn, ok := st.(backend.Snapshotter)
+	if !ok {
+		return
+	}
+	fault.Point("control.repair.store")
+	if err := sn.Repair(ctx); err != nil {
+		h.log.Warn("a store could not be repaired", zap.String("op", "repair"), zap.String("store", st.Name()), zap.Error(err))
+	}
 }
 
 // settleHidden ends what became of sets that are pending though nobody can be making them.
@@ -61,7 +67,7 @@ func (h *Host) settleHidden(ctx context.Context, inv *Inventory) {
 // all of its members, is kept; one that was being made, copied or removed goes. The host's lock
 // is held.
 func (h *Host) settle(ctx context.Context, domain string, s *Set) {
-	if s.Stale != nil || h.fills.find(s.ID) != nil {
+	if s.Foreign || s.Stale != nil || h.fills.find(s.ID) != nil {
 		return
 	}
 	complete := len(s.Disks) == s.diskCount

@@ -102,7 +102,7 @@ func TestCrashedCopy_IsRemovedByALivingDaemon(t *testing.T) {
 	b := newBench(t, setup{limits: func(l *limits) { l.tick = 20 * time.Millisecond }})
 	const id = "20260101T000000000-abcdef"
 	// A dead daemon's lock file is there, but nobody has its flock.
-	path := b.lock.fillLockPath(id)
+	path := b.lock.setLockPath(copies, id)
 	b.must(os.WriteFile(path, []byte("1 copying\n"), 0o600))
 	b.fake.Store.Put(backend.Snapshot{SnapshotMeta: backend.SnapshotMeta{Set: id, Name: "s", DomainName: "web01", DomainUUID: uuid1,
 		DiskCount: 1, State: backend.SnapshotFilling, Disk: backend.Disk{VDev: "xvda"}}})

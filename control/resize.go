@@ -35,7 +35,7 @@ func (h *Host) Resize(ctx context.Context, domain, vdev, value string) error {
 			return fmt.Errorf("%s has no disk %s: %w", domain, vdev, backend.ErrNotExist)
 		}
 		g := growth{h: h, c: c, domain: d, disk: d.Disks[i], volume: d.Volumes[i]}
-		if err := g.aim(delta, size); err != nil || c.quiet {
+		if err := g.aim(ctx, delta, size); err != nil || c.quiet {
 			return err
 		}
 		if err := g.refusal(inv); err != nil {
@@ -68,7 +68,7 @@ type growth struct {
 }
 
 // aim finds the target, in bytes. Where it is reached already, the change is quiet.
-func (g *growth) aim(delta bool, size int64) error {
+func (g *growth) aim(ctx context.Context, delta bool, size int64) error {
 	name := g.disk.VDev + " of " + g.domain.Name
 	switch {
 	case g.domain.Stale != nil:
@@ -80,6 +80,9 @@ func (g *growth) aim(delta bool, size int64) error {
 	}
 	var ok bool
 	if g.resizer, ok = g.h.stores[g.volume.Store].(backend.Resizer); !ok {
+		if err := g.h.excluded(ctx, g.disk); err != nil {
+			return fmt.Errorf("%s (%s) cannot grow: %w", name, g.disk.Source, err)
+		}
 		return fmt.Errorf("%s (%s) cannot grow: its store %s does not resize: %w", name, g.disk.Source, g.volume.Store, backend.ErrUnsupported)
 	}
 	now := g.volume.SizeBytes

@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"unicode/utf8"
 
@@ -41,6 +42,8 @@ func (inv *Inventory) arrange(snapshots []backend.Snapshot, uncommitted func(set
 		dirs[d] = dir
 		inv.byDir[dir.Name] = dir
 	}
+	snapshots, foreign := splitForeign(snapshots)
+	inv.addForeign(foreign, dirs)
 	gone := map[string]*SnapshotDir{} // by UUID, or by name with a NUL before
 	for _, s := range groupSets(snapshots, inv.failed) {
 		if s.isPending() || uncommitted(s.ID) {
@@ -118,16 +121,24 @@ func (inv *Inventory) nameGone(gone map[string]*SnapshotDir) {
 }
 
 // nameSets sorts the sets by name. Where two have one name, as after a domain's merging
-// with another, the later has "@" and the end of its ID after it.
+// with another, the later has "@" and the end of its ID after it; a foreign one comes after all of ours.
 func (d *SnapshotDir) nameSets() {
-	slices.SortFunc(d.Sets, compareAge)
+	slices.SortFunc(d.Sets, func(a, b *Set) int {
+		if a.Foreign != b.Foreign {
+			if a.Foreign {
+				return 1
+			}
+			return -1
+		}
+		return compareAge(a, b)
+	})
 	taken := map[string]bool{}
 	for _, s := range d.Sets {
 		if taken[s.Name] {
-			s.Name = suffixed(s.Name, s.ID[max(0, len(s.ID)-6):])
+			s.Name = suffixed(s.Name, pathComponent(s.ID[max(0, len(s.ID)-6):]))
 		}
 		if taken[s.Name] {
-			s.Name = s.ID
+			s.Name = pathComponent(s.ID)
 		}
 		taken[s.Name] = true
 	}
@@ -231,8 +242,8 @@ func difference(a, b *Inventory) []Change {
 		switch {
 		case s == nil:
 			out = append(out, Change{Dir: dir.Name, SetID: id, Gone: true})
-		case s.State != old.State || s.Name != old.Name || now.Name != dir.Name || s.Hold != old.Hold || !s.Expires.Equal(old.Expires):
-			out = append(out, Change{Dir: now.Name, SetID: id})
+		case s.State != old.State || s.Name != old.Name || now.Name != dir.Name || s.Hold != old.Hold || !maps.Equal(s.devices, old.devices) || !s.Expires.Equal(old.Expires):
+			out = append(out, Change{Dir: now.Name, SetID: id, Invalid: s.State == backend.SnapshotInvalid && old.State != s.State})
 		}
 	}
 	for id, dir := range b.byID {

@@ -65,6 +65,9 @@ func (h *Host) Snapshot(ctx context.Context, dir, name string) error {
 		}
 		if err == nil {
 			c.touched = append(c.touched, Change{Dir: d.Name, SetID: m.id})
+			if f == nil {
+				err = h.mapNew(ctx, c, m)
+			}
 		}
 		return err
 	})
@@ -126,7 +129,7 @@ func (m *maker) refusal(dir *SnapshotDir) error {
 }
 
 // request finds the store of every disk.
-func (m *maker) request() error {
+func (m *maker) request(ctx context.Context) error {
 	d := m.domain
 	m.created = m.h.now().UTC().Truncate(time.Second)
 	m.id = newSetID(m.h.now())
@@ -140,6 +143,9 @@ func (m *maker) request() error {
 		}
 		st, ok := m.h.stores[v.Store].(backend.Snapshotter)
 		if !ok {
+			if err := m.h.excluded(ctx, k); err != nil {
+				return fmt.Errorf("disk %s of %s (%s) cannot be snapshotted: %w", k.VDev, d.Name, k.Source, err)
+			}
 			return fmt.Errorf("disk %s of %s (%s) cannot be snapshotted: its store %s has no snapshots: %w", k.VDev, d.Name, k.Source, v.Store, backend.ErrUnsupported)
 		}
 		m.reqs = append(m.reqs, backend.SnapshotRequest{Origin: v, Meta: backend.SnapshotMeta{
@@ -187,7 +193,7 @@ func (m *maker) consistency(paused bool) backend.Consistency {
 // make makes the set. The fill is of those disks that are to be copied yet, nil if there
 // are none.
 func (m *maker) make(ctx context.Context) (*fill, error) {
-	if err := m.request(); err != nil {
+	if err := m.request(ctx); err != nil {
 		return nil, err
 	}
 	m.h.making.set(m.id, true)

@@ -17,8 +17,8 @@ func (c *counters) add(name string, n int64) {
 }
 
 // statNames are the counters that are always there, if only as 0.
-var statNames = []string{"changes_failed", "changes_remove", "changes_rename", "changes_resize", "changes_snapshot",
-	"events", "failures", "fills_done", "fills_failed", "inventory_reads", "volume_cache_hits", "volume_opens", "filesystem_opens"}
+var statNames = []string{"changes_extend", "changes_failed", "changes_remove", "changes_rename", "changes_resize", "changes_snapshot",
+	"events", "failures", "fills_done", "fills_failed", "forecasts", "inventory_reads", "snapshots_invalid", "volume_cache_hits", "volume_opens", "filesystem_opens"}
 
 // Stats are counters for .domfs/stats: since the start, but for those that end in _now.
 func (h *Host) Stats() map[string]int64 {

@@ -14,12 +14,13 @@ import (
 )
 
 // VolumeRef says which volume of the tree is meant, stable over restarts: a disk of a
-// domain (SetID empty) or of a snapshot set, and in it the partition numbers to descend by.
+// domain (SetID empty) or of a snapshot set, and in it the partition numbers to descend by. A volume that
+// lies over all of the disks, as an Assembler found it, has no VDev.
 type VolumeRef struct {
 	Domain string // the domain's name, for a live disk
 	SetID  string
 	VDev   string
-	Path   string // "" the disk, "p1", "p1/p5"
+	Path   string // "" the disk, "p1", "p1/p5"; without VDev "lvm/vg0/root", "lvm/vg0/root/p1"
 }
 
 // maxPartDepth is how deep partition tables are followed into partitions.
@@ -56,23 +57,51 @@ func (e unrecorded) Unwrap() error { return e.error }
 func (h *Host) Volume(ctx context.Context, ref VolumeRef) (*Volume, error) {
 	where := origin{domain: ref.Domain}
 	v, err := h.volume(ctx, ref, &where)
+	return v, h.openFailed(&where, err)
+}
+
+// openFailed records that what is at where cannot be opened, and returns err.
+func (h *Host) openFailed(where *origin, err error) error {
 	var quiet unrecorded
 	switch {
 	case err == nil:
-		return v, nil
+		return nil
 	case where.frozen && errors.Is(err, backend.ErrNotExist):
-		return nil, err // removed while it was opened
+		return err // removed while it was opened
 	case errors.As(err, &quiet), errors.Is(err, context.Canceled), errors.Is(err, errClosing):
-		return nil, err
+		return err
 	}
-	return nil, h.Failed(where.domain, "open", err)
+	return h.Failed(where.domain, "open", err)
 }
 
 func (h *Host) volume(ctx context.Context, ref VolumeRef, where *origin) (*Volume, error) {
-	numbers, err := parsePath(ref.Path)
+	path, err := parseRef(ref)
 	if err != nil {
 		return nil, err
 	}
+	v, err := h.acquire(ctx, ref, where)
+	if err != nil {
+		return nil, err
+	}
+	below := v
+	if ref.VDev == "" {
+		below, err = v.disk.groupVolume(path.kind, path.group, path.name)
+	}
+	for _, n := range path.parts {
+		if err != nil {
+			break
+		}
+		below, err = below.child(n)
+	}
+	if err != nil {
+		v.Release()
+		return nil, err
+	}
+	return below, nil // the reference is the disk's, so it went along
+}
+
+// acquire opens the disk that ref is on, or what lies over all of them, and acquires it.
+func (h *Host) acquire(ctx context.Context, ref VolumeRef, where *origin) (*Volume, error) {
 	// Between finding and acquiring, the disk may be closed again.
 	const tries = 5
 	for range tries {
@@ -80,26 +109,26 @@ func (h *Host) volume(ctx context.Context, ref VolumeRef, where *origin) (*Volum
 		if err != nil {
 			return nil, err
 		}
-		if v == nil {
-			continue
+		if v != nil {
+			return v, nil
 		}
-		for _, n := range numbers {
-			child, err := v.child(n)
-			if err != nil {
-				v.Release()
-				return nil, err
-			}
-			v = child // the reference is the disk's, so it goes along
-		}
-		return v, nil
 	}
-	return nil, fmt.Errorf("disk %s changes faster than it can be opened: %w", ref.VDev, backend.ErrBusy)
+	return nil, fmt.Errorf("%s changes faster than it can be opened: %w", ref.disk(), backend.ErrBusy)
+}
+
+// disk names the disk that ref is on.
+func (r VolumeRef) disk() string {
+	if r.VDev == "" {
+		return "what lies over the disks"
+	}
+	return "disk " + r.VDev
 }
 
 // origin is where the bytes of a disk come from.
 type origin struct {
 	volume   backend.Volume
 	frozen   bool
+	overflow bool // a snapshot that becomes invalid when its reserve is used up
 	running  bool
 	domain   string // what failures are filed under
 	snapshot string
@@ -126,11 +155,11 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 		if k == nil {
 			return unrecorded{fmt.Errorf("snapshot %s has no disk %s: %w", s.Name, ref.VDev, backend.ErrNotExist)}
 		}
-		*o = origin{volume: k.Volume, frozen: true, domain: d.domainName(), snapshot: s.Name, read: inv.began,
+		*o = origin{volume: k.Volume, frozen: true, overflow: k.ReserveBytes > 0, domain: d.domainName(), snapshot: s.Name, read: inv.began,
 			disk: fmt.Sprintf("disk %s in snapshot %s of %s", ref.VDev, s.Name, d.Name)}
 		switch {
 		case k.State == backend.SnapshotInvalid:
-			return backend.Because(backend.ErrIO, "%s is invalid: %s", o.disk, invalidity(k))
+			return o.invalid(k)
 		case k.State == backend.SnapshotFilling:
 			if err := h.waitFilled(ctx, ref.SetID, o.disk); err != nil {
 				return err
@@ -141,6 +170,11 @@ func (h *Host) resolve(ctx context.Context, ref VolumeRef, o *origin) error {
 		}
 		return nil
 	}
+}
+
+// invalid says that a snapshot has become invalid.
+func (o *origin) invalid(k *backend.Snapshot) error {
+	return backend.Because(backend.ErrIO, "%s is invalid: %s", o.disk, invalidity(k))
 }
 
 // invalidity is why a snapshot has become invalid: what its store says, or else what happens to one that

@@ -4,7 +4,9 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"domfs/backend"
@@ -21,6 +23,7 @@ type volumeCache struct {
 
 	mu       sync.Mutex
 	disks    map[diskKey]*disk         // guarded by mu; those that may be acquired
+	alive    map[*disk]bool            // guarded by mu; all that are open, those that are to be closed on their last Release included
 	opening  map[diskKey]chan struct{} // guarded by mu; closed when the opening has ended
 	order    *list.List                // guarded by mu; of disks' values, latest used first
 	open     int64                     // guarded by mu; devices open, those to be closed on their last Release included
@@ -31,6 +34,7 @@ type volumeCache struct {
 	closed   bool                      // guarded by mu
 }
 
+// diskKey says which disk: with an empty vdev, the assembly over all of them.
 type diskKey struct{ domain, setID, vdev string }
 
 // disk is one open disk with the volumes on it.
@@ -39,7 +43,8 @@ type disk struct {
 	key   diskKey
 	from  origin
 	dev   backend.Device
-	whole *Volume // the disk itself
+	whole *Volume   // the disk itself
+	all   *assembly // nil but for that
 
 	// guarded by volumeCache.mu
 	refs    int
@@ -48,12 +53,15 @@ type disk struct {
 	used    time.Time
 	place   *list.Element
 
+	invalid atomic.Pointer[error] // why nothing of it is to be read any more; nil while it may be
+	doubted atomic.Int64          // when Doubt had the host read last, Unix time in ns
+
 	mu      sync.Mutex
 	volumes map[string]*Volume // guarded by mu; by Path
 }
 
 func newVolumeCache(h *Host) *volumeCache {
-	return &volumeCache{h: h, disks: map[diskKey]*disk{}, opening: map[diskKey]chan struct{}{}, order: list.New(), blocked: map[string]int{}, leaving: map[string]int{}}
+	return &volumeCache{h: h, disks: map[diskKey]*disk{}, alive: map[*disk]bool{}, opening: map[diskKey]chan struct{}{}, order: list.New(), blocked: map[string]int{}, leaving: map[string]int{}}
 }
 
 func (c *volumeCache) counts() (open, acquired int64) {
@@ -70,6 +78,12 @@ func (c *volumeCache) acquire(ctx context.Context, ref VolumeRef, where *origin)
 	}
 	c.mu.Lock()
 	d := c.disks[key]
+	if d != nil && d.outlived() {
+		out := c.killLocked(d, nil)
+		c.mu.Unlock()
+		closeDisks(out)
+		return nil, nil
+	}
 	if d != nil && (d.from.frozen || time.Since(d.checked) <= c.h.lim.recheck) {
 		defer c.mu.Unlock()
 		c.refLocked(d)
@@ -89,6 +103,9 @@ func (c *volumeCache) acquire(ctx context.Context, ref VolumeRef, where *origin)
 			c.mu.Unlock()
 			close(wait)
 		}()
+		if ref.VDev == "" {
+			return c.openAssembly(ctx, key, ref, where)
+		}
 		return c.openDisk(ctx, key, ref, where)
 	}
 	c.mu.Unlock()
@@ -97,7 +114,7 @@ func (c *volumeCache) acquire(ctx context.Context, ref VolumeRef, where *origin)
 		case <-wait:
 			return nil, nil
 		case <-ctx.Done():
-			return nil, contextError(ctx, "opening disk "+ref.VDev)
+			return nil, contextError(ctx, "opening "+ref.disk())
 		}
 	}
 	// A live one that was not looked at for a while: looking closes it if it changed.
@@ -129,27 +146,41 @@ func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, 
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where.disk, err)
 	}
-	d := &disk{h: c.h, key: key, from: *where, dev: dev, refs: 1, checked: where.read, used: time.Now(), volumes: map[string]*Volume{}}
-	whole := ref
-	whole.Path = ""
-	d.whole = &Volume{disk: d, ref: whole, dev: dev}
-	d.volumes[""] = d.whole
+	d := newDisk(c.h, key, *where, dev, ref)
 	c.h.stats.add("volume_opens", 1)
 	if w, ok := dev.(backend.Warner); ok {
 		d.whole.warn("open", w.Warnings())
 	}
+	return c.insert(d)
+}
 
+// newDisk is a disk that is referenced once, and not in the cache.
+func newDisk(h *Host, key diskKey, from origin, dev backend.Device, ref VolumeRef) *disk {
+	d := &disk{h: h, key: key, from: from, dev: dev, refs: 1, checked: from.read, used: time.Now(), volumes: map[string]*Volume{}}
+	ref.Path = ""
+	d.whole = &Volume{disk: d, ref: ref, dev: dev}
+	d.volumes[""] = d.whole
+	return d
+}
+
+// insert puts a disk that was opened into the cache; nil if it is to be tried again.
+func (c *volumeCache) insert(d *disk) (*Volume, error) {
 	c.mu.Lock()
-	c.open++
+	c.countLocked(d, 1)
 	c.acquired++
-	if c.closed || c.blocked[key.setID] > 0 {
+	c.alive[d] = true
+	changed := d.all != nil && slices.ContainsFunc(d.all.members, func(m *Volume) bool { return m.disk.dead })
+	if gone := c.closed || c.blocked[d.key.setID] > 0; gone || changed {
 		d.dead = true
-		c.leaving[key.setID]++
+		c.leaving[d.key.setID]++
 		c.mu.Unlock()
 		d.whole.Release()
-		return nil, unrecorded{fmt.Errorf("%s is gone: %w", where.disk, backend.ErrNotExist)}
+		if !gone {
+			return nil, nil
+		}
+		return nil, unrecorded{fmt.Errorf("%s is gone: %w", d.from.disk, backend.ErrNotExist)}
 	}
-	c.disks[key] = d
+	c.disks[d.key] = d
 	d.place = c.order.PushFront(d)
 	evicted := c.makeRoomLocked()
 	watch := !c.watching
@@ -166,6 +197,13 @@ func (c *volumeCache) openDisk(ctx context.Context, key diskKey, ref VolumeRef, 
 	return d.whole, nil
 }
 
+// countLocked counts an open device: an assembly has none.
+func (c *volumeCache) countLocked(d *disk, n int64) {
+	if d.all == nil {
+		c.open += n
+	}
+}
+
 // refLocked takes a reference to a disk that is not dead.
 func (c *volumeCache) refLocked(d *disk) {
 	d.refs++
@@ -180,7 +218,7 @@ func (c *volumeCache) makeRoomLocked() []*disk {
 	for e := c.order.Back(); e != nil && len(c.disks) > c.h.lim.disks; {
 		d := e.Value.(*disk)
 		e = e.Prev()
-		if d.refs == 0 {
+		if d.refs == 0 { // and then no assembly reads from it, which would go too
 			out = c.killLocked(d, out)
 		}
 	}
@@ -196,8 +234,12 @@ func (c *volumeCache) killLocked(d *disk, out []*disk) []*disk {
 	d.dead = true
 	delete(c.disks, d.key)
 	c.order.Remove(d.place)
+	if over := c.disks[diskKey{domain: d.key.domain, setID: d.key.setID}]; over != nil && over.hasMember(d) {
+		out = c.killLocked(over, out)
+	}
 	if d.refs == 0 {
-		c.open--
+		c.countLocked(d, -1)
+		delete(c.alive, d)
 		return append(out, d)
 	}
 	c.leaving[d.key.setID]++
@@ -254,13 +296,19 @@ func (c *volumeCache) closeLive(domain, vdev string) {
 	c.killWhere(func(d *disk) bool { return d.key == diskKey{domain: domain, vdev: vdev} })
 }
 
-// check closes the disks that are not what the inventory says they should be.
-func (c *volumeCache) check(inv *Inventory) {
+// check closes the disks that are not what the inventory says they should be. Those of snapshots that
+// have become invalid are marked so first, for whoever has them: the sets are returned.
+func (c *volumeCache) check(inv *Inventory) (invalid []Change) {
+	invalid = c.markInvalid(inv)
 	c.killWhere(func(d *disk) bool {
 		if inv.began.Before(d.checked) {
 			return false // it is younger than the reading
 		}
 		d.checked = inv.began
+		if d.all != nil {
+			print, err := inv.fingerprint(d.key.domain, d.key.setID)
+			return err != nil || print != d.all.print
+		}
 		if d.from.frozen {
 			_, s := inv.set(d.key.setID)
 			if s == nil {
@@ -281,6 +329,7 @@ func (c *volumeCache) check(inv *Inventory) {
 		return v.Err != nil || v.Store != d.from.volume.Store || v.ID != d.from.volume.ID ||
 			v.Generation != d.from.volume.Generation || v.SizeBytes != d.from.volume.SizeBytes
 	})
+	return invalid
 }
 
 // watchEvery is how often disks that are open are looked at. While live ones are, the host is read
@@ -400,6 +449,7 @@ func (d *disk) closeNow(vs []*Volume) {
 	if err := d.dev.Close(); err != nil {
 		d.h.log.Warn("a device did not close cleanly", zap.String("volume", d.from.volume.ID), zap.Error(err))
 	}
+	d.releaseMembers()
 }
 
 // Acquire takes another reference; false if the volume was closed or has changed
@@ -407,7 +457,7 @@ func (d *disk) closeNow(vs []*Volume) {
 func (v *Volume) Acquire() bool {
 	d, c := v.disk, v.disk.h.volumes
 	c.mu.Lock()
-	if d.dead {
+	if d.dead || d.outlived() {
 		c.mu.Unlock()
 		return false
 	}
@@ -431,7 +481,9 @@ func (v *Volume) Acquire() bool {
 }
 
 // Release gives one reference back. The last one lets the device be closed.
-func (v *Volume) Release() {
+func (v *Volume) Release() { v.release(time.Now()) }
+
+func (v *Volume) release(used time.Time) {
 	d, c := v.disk, v.disk.h.volumes
 	c.mu.Lock()
 	if d.refs == 0 {
@@ -440,12 +492,15 @@ func (v *Volume) Release() {
 	}
 	d.refs--
 	c.acquired--
-	d.used = time.Now()
+	if used.After(d.used) {
+		d.used = used
+	}
 	var out []*disk
 	switch {
 	case d.refs > 0:
 	case d.dead:
-		c.open--
+		c.countLocked(d, -1)
+		delete(c.alive, d)
 		if c.leaving[d.key.setID]--; c.leaving[d.key.setID] == 0 {
 			delete(c.leaving, d.key.setID)
 		}

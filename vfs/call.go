@@ -3,6 +3,7 @@ package vfs
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"domfs/backend"
@@ -88,6 +89,32 @@ func (c *call) set(at place) (*control.Set, error) {
 	return nil, gone("snapshot", at.setID)
 }
 
+// snapshot is the snapshot of the disk that a place is on, with its set.
+func (c *call) snapshot(at place) (*control.Set, *backend.Snapshot, error) {
+	s, err := c.set(at)
+	if err != nil {
+		return nil, nil, err
+	}
+	k := s.Disk(at.vdev)
+	if k == nil {
+		return nil, nil, gone("disk", at.vdev)
+	}
+	return s, k, nil
+}
+
+// isLost tells whether a place is in a snapshot that is invalid; for what lies over all disks, whether one of them is.
+func (c *call) isLost(at place) bool {
+	if at.setID == "" {
+		return false
+	}
+	if at.vdev == "" {
+		s, err := c.set(at)
+		return err == nil && slices.ContainsFunc(s.Disks, func(k backend.Snapshot) bool { return k.State == backend.SnapshotInvalid })
+	}
+	_, k, err := c.snapshot(at)
+	return err == nil && k.State == backend.SnapshotInvalid
+}
+
 // disk is the disk that a place is on or in, and the volume behind it: a live one, or a
 // snapshot's.
 func (c *call) disk(at place) (backend.Disk, backend.Volume, error) {
@@ -115,7 +142,7 @@ func (c *call) disk(at place) (backend.Disk, backend.Volume, error) {
 
 // noMedium tells whether a place is on an empty CD-ROM drive, all of whose values are empty.
 func (c *call) noMedium(at place) (bool, error) {
-	if at.setID != "" {
+	if at.setID != "" || at.vdev == "" {
 		return false, nil
 	}
 	d, v, err := c.disk(at)
@@ -128,19 +155,28 @@ func (at place) ref() control.VolumeRef {
 
 // volume opens the volume of a place; the caller releases it.
 func (c *call) volume(at place) (*control.Volume, error) {
-	if at.setID != "" {
-		s, err := c.set(at)
-		if err != nil {
-			return nil, err
-		}
-		if c.noWait && s.State == backend.SnapshotFilling {
-			return nil, errWouldWait
-		}
-		if c.fs.draining(at.setID) {
-			return nil, gone("snapshot", s.Name)
-		}
+	if err := c.mayOpen(at); err != nil {
+		return nil, err
 	}
 	return c.fs.host.Volume(c.ctx, at.ref())
+}
+
+// mayOpen says why the disks at a place are not to be opened now, if they are not.
+func (c *call) mayOpen(at place) error {
+	if at.setID == "" {
+		return nil
+	}
+	s, err := c.set(at)
+	if err != nil {
+		return err
+	}
+	if c.noWait && s.State == backend.SnapshotFilling {
+		return errWouldWait
+	}
+	if c.fs.draining(at.setID) {
+		return gone("snapshot", s.Name)
+	}
+	return nil
 }
 
 // sizeBytes is the size of a place's volume, for a whole disk without opening it.
@@ -171,17 +207,17 @@ func (c *call) owner(at place) string {
 	return at.dir
 }
 
-func (c *call) pool(at place) (backend.Pool, error) {
+func (c *call) pool(at place) (control.Pool, error) {
 	inv, err := c.inventory()
 	if err != nil {
-		return backend.Pool{}, err
+		return control.Pool{}, err
 	}
 	for _, p := range inv.Pools {
 		if p.Name == at.pool {
 			return p, nil
 		}
 	}
-	return backend.Pool{}, gone("store", at.pool)
+	return control.Pool{}, gone("store", at.pool)
 }
 
 // changed is when what a node shows last changed: for a snapshot the instant it was made, so
@@ -190,6 +226,11 @@ func (c *call) changed(n *node) time.Time {
 	if n.at.setID != "" {
 		if s, err := c.set(n.at); err == nil {
 			return s.Created
+		}
+	}
+	if n.e.raw && n.at.vdev == "" {
+		if d, err := c.domain(n.at); err == nil {
+			return c.lastWrite(d)
 		}
 	}
 	if n.e.raw {
@@ -203,4 +244,18 @@ func (c *call) changed(n *node) time.Time {
 		}
 	}
 	return c.fs.started
+}
+
+// lastWrite is when one of a domain's disks was written to last.
+func (c *call) lastWrite(d *control.Domain) time.Time {
+	var last time.Time
+	for i := range d.Volumes {
+		if t := d.Volumes[i].ModTime; t.After(last) {
+			last = t
+		}
+	}
+	if last.IsZero() {
+		return c.fs.started
+	}
+	return last
 }

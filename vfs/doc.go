@@ -13,11 +13,12 @@
 // # Caching
 //
 // What lies in a snapshot cannot change: the kernel may keep its names, attributes,
-// directories, links and data without end. Names of everything above are good for
+// directories, links and data without end. (It can be lost, on a store where a snapshot becomes invalid when its space is
+// used up: then the kernel is told to drop what it has, see invalid.go.) Names of everything above are good for
 // cachedFor, value files are read anew each time. A live disk's data is never kept.
 // A snapshot's directory is looked up again after cachedFor, and when it is gone the kernel drops
-// all that it knew below it; there is no need for invalidation messages, and so no
-// deadlock with them.
+// all that it knew below it: no change needs an invalidation message, and what sends the one for a lost
+// snapshot answers no request and holds no lock, so that there is no deadlock with them.
 //
 // # Interrupts
 //

@@ -33,13 +33,17 @@ type entry struct {
 	set    func(c *call, at place, value string) error            // what a write to it does
 	fixed  func(c *call, at place) error                          // why set is refused whatever is written; nil: it is not
 	link   func(c *call, at place) (string, error)                // a symbolic link's target
+	target string                                                 // the same, for domfs tree
 	mkdir  func(c *call, at place, name string) error             // in this directory
 	rmdir  func(c *call, at place, name string) error             //
 	rename func(c *call, at place, oldName, newName string) error // within this directory
 
+	fleeting bool // it may go while what it is in stays: the kernel asks each time
+
 	raw    bool // the volume's bytes
 	events bool
 	files  bool // the root of the guest's filesystem
+	root   bool // a directory, with the guest's files as the guest mounts them
 }
 
 // place says which object of the host a node belongs to. Only what the node's path fixes is
@@ -49,7 +53,7 @@ type place struct {
 	dir    string // in snapshots/
 	setID  string
 	vdev   string
-	path   string // partitions below the disk: p1, p1/p5
+	path   string // partitions below the disk: p1, p1/p5; without vdev, below all disks: lvm/vg0, lvm/vg0/root/p1
 	pool   string
 }
 
@@ -109,7 +113,7 @@ func WriteTree(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("<mount>/\n")
 	writeEntries(&b, tree.kids, "  ")
-	b.WriteString("\nVOLUME: a disk, and a partition in it\n")
+	b.WriteString("\nVOLUME: a disk, a partition in it, and a guest LV\n")
 	writeEntries(&b, volume, "  ")
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -127,7 +131,7 @@ func writeEntries(b *strings.Builder, entries []entry, indent string) {
 			name += " (rw)"
 		}
 		if e.link != nil {
-			name += " -> ../../snapshots/<domain>"
+			name += " -> " + e.target
 		}
 		fmt.Fprintf(b, "%-*s %s\n", docColumn-1, name, e.doc)
 		writeEntries(b, e.kids, indent+"  ")

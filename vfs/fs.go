@@ -17,6 +17,8 @@ const (
 	// cachedFor is how long the kernel may keep names and attributes of what can change. With
 	// control's age of an inventory it stays within the second in which readers see a change.
 	cachedFor = 250 * time.Millisecond
+	// overflowFor is how long it may keep those of guests' files in a snapshot that can become invalid.
+	overflowFor = time.Second
 	// forever is for what cannot change.
 	forever = 100 * 365 * 24 * time.Hour
 )
@@ -142,6 +144,9 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	if err := f.virtualAttr(c, n, &out.Attr); err != nil {
 		return f.status("getattr", err)
 	}
+	if n.e.root {
+		f.rootAttr(c, n, &out.Attr)
+	}
 	if in.Flags()&fuse.FUSE_GETATTR_FH != 0 {
 		if hd := f.handle(in.Fh()); hd != nil && hd.text != nil {
 			out.Attr.Size = uint64(hd.text.size())
@@ -168,19 +173,37 @@ func (f *fileSystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte,
 
 func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
 	f.ops.Add(1)
-	if !isGuest(h.NodeId) {
+	c := f.newCall(cancel)
+	if isGuest(h.NodeId) {
+		value, err := f.guestXattr(c, h.NodeId, attr)
+		return f.reply("getxattr", value, dest, err)
+	}
+	var value []byte
+	found, err := f.throughRoot(c, h.NodeId, func(guest uint64) (err error) {
+		value, err = f.guestXattr(c, guest, attr)
+		return err
+	})
+	if !found {
 		return 0, fuse.ENOATTR
 	}
-	value, err := f.guestXattr(f.newCall(cancel), h.NodeId, attr)
 	return f.reply("getxattr", value, dest, err)
 }
 
 func (f *fileSystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	f.ops.Add(1)
-	if !isGuest(h.NodeId) {
+	c := f.newCall(cancel)
+	if isGuest(h.NodeId) {
+		names, err := f.guestListXattr(c, h.NodeId)
+		return f.reply("listxattr", names, dest, err)
+	}
+	var names []byte
+	found, err := f.throughRoot(c, h.NodeId, func(guest uint64) (err error) {
+		names, err = f.guestListXattr(c, guest)
+		return err
+	})
+	if !found {
 		return 0, fuse.OK
 	}
-	names, err := f.guestListXattr(f.newCall(cancel), h.NodeId)
 	return f.reply("listxattr", names, dest, err)
 }
 
@@ -205,8 +228,11 @@ func (f *fileSystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 		if s == nil {
 			return fuse.Status(syscall.ESTALE)
 		}
-		if s.frozen() {
+		if s.timeout() == forever {
 			out.OpenFlags |= fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
+		}
+		if s.overflow {
+			return f.status("opendir", f.openGuestDir(f.newCall(cancel), s, in.NodeId, out))
 		}
 		return fuse.OK
 	}
@@ -227,7 +253,7 @@ func (f *fileSystem) ReleaseDir(in *fuse.ReleaseIn) {
 func (f *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	f.ops.Add(1)
 	if isGuest(in.NodeId) {
-		return f.status("readdir", f.guestReadDir(f.newCall(cancel), in, out, false))
+		return f.status("readdir", f.guestReadDir(f.newCall(cancel), in.NodeId, in, out, false))
 	}
 	return f.status("readdir", f.virtualReadDir(f.newCall(cancel), in, out, false))
 }
@@ -235,7 +261,7 @@ func (f *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 func (f *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	f.ops.Add(1)
 	if isGuest(in.NodeId) {
-		return f.status("readdir", f.guestReadDir(f.newCall(cancel), in, out, true))
+		return f.status("readdir", f.guestReadDir(f.newCall(cancel), in.NodeId, in, out, true))
 	}
 	return f.status("readdir", f.virtualReadDir(f.newCall(cancel), in, out, true))
 }
@@ -244,10 +270,12 @@ func (f *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.
 	f.ops.Add(1)
 	out.NameLen = 255
 	out.Bsize, out.Frsize = 4096, 4096
-	if !isGuest(h.NodeId) {
-		return fuse.OK
+	c := f.newCall(cancel)
+	if isGuest(h.NodeId) {
+		return f.status("statfs", f.guestStatFS(c, h.NodeId, out))
 	}
-	return f.status("statfs", f.guestStatFS(f.newCall(cancel), h.NodeId, out))
+	_, err := f.throughRoot(c, h.NodeId, func(guest uint64) error { return f.guestStatFS(c, guest, out) })
+	return f.status("statfs", err)
 }
 
 func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"domfs/backend/backendtest/testneed"
+	"domfs/control"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -283,15 +285,18 @@ func TestMount_IsNosuidNodevAndOfItsOwnType(t *testing.T) {
 func TestMount_FailsWhereItCannot(t *testing.T) {
 	testneed.FUSE(t)
 	checkLeaks(t)
-	r := newRig(t)
+	host := control.New(control.Options{}) // not started: Mount sets what it calls
 	for what, path := range map[string]string{"missing": t.TempDir() + "/missing", "a file": create2(t)} {
-		s, err := Mount(Options{Host: r.ctl, Log: r.srv.fs.log, Mountpoint: path, FSName: testFSName()})
+		s, err := Mount(Options{Host: host, Log: zap.NewNop(), Mountpoint: path, FSName: testFSName()})
 		if err == nil {
 			s.Unmount()
 			t.Errorf("a mountpoint that is %s was mounted on", what)
 		} else if !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v does not name the mountpoint", what, err)
 		}
+	}
+	if err := host.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -35,14 +35,14 @@ const maxDamages = 8
 // damaged records what a guest's filesystem has wrong in last_error, and returns err.
 func (f *fileSystem) damaged(s *slot, op string, err error) error {
 	if errors.Is(err, backend.ErrCorrupt) || errors.Is(err, backend.ErrIO) {
+		if v := s.vol.Load(); v != nil {
+			v.Doubt()
+		}
 		told := s.damages.Add(1)
 		if told > maxDamages {
 			return err
 		}
-		where := s.ref.VDev
-		if s.ref.Path != "" {
-			where += "/" + s.ref.Path
-		}
+		where := strings.Trim(s.ref.VDev+"/"+s.ref.Path, "/")
 		if told == maxDamages {
 			where += " (and more there, which is not told one by one)"
 		}
@@ -66,7 +66,10 @@ func (f *fileSystem) guestRootEntry(c *call, at place, owner string, out *fuse.E
 	if err != nil {
 		return err
 	}
-	s, err := f.slots.get(at.ref(), owner, v, guest)
+	if err := v.Usable(); err != nil {
+		return err
+	}
+	s, err := f.slots.get(v, owner, guest, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -92,7 +95,10 @@ func (f *fileSystem) guestRootIno(c *call, at place) uint64 {
 }
 
 func (s *slot) timeout() time.Duration {
-	if s.frozen() {
+	switch {
+	case s.overflow:
+		return overflowFor
+	case s.frozen() && (s.tree == nil || !s.tree.Passing):
 		return forever
 	}
 	return cachedFor
@@ -141,15 +147,21 @@ func (f *fileSystem) guestLookup(c *call, dir uint64, name string, out *fuse.Ent
 	if raw := unescapeName(name); err != nil && raw != name && (errors.Is(err, backend.ErrNotExist) || errors.Is(err, backend.ErrTooLong)) {
 		attr, err = guest.Lookup(ino, raw)
 	}
+	if err := v.Usable(); err != nil {
+		return err
+	}
 	if errors.Is(err, backend.ErrNotExist) {
 		if !s.frozen() {
 			return err
 		}
-		out.SetEntryTimeout(forever) // node 0: the kernel remembers that there is none
+		out.SetEntryTimeout(s.timeout()) // node 0: the kernel remembers that there is none
 		return nil
 	}
 	if err != nil {
 		return f.damaged(s, "lookup", err)
+	}
+	if m := s.mountedOn(attr.Ino); m != nil {
+		return f.mountEntry(c, s.tree, m, s.owner, out)
 	}
 	if err := f.guestEntry(s, &attr, out); err != nil {
 		return err
@@ -165,6 +177,9 @@ func (f *fileSystem) guestAttr(c *call, nodeID uint64, out *fuse.AttrOut) error 
 	}
 	defer v.Release()
 	attr, err := guest.Attr(ino)
+	if err := v.Usable(); err != nil {
+		return err
+	}
 	if err != nil {
 		return f.damaged(s, "getattr", err)
 	}
@@ -180,6 +195,9 @@ func (f *fileSystem) guestReadlink(c *call, nodeID uint64) ([]byte, error) {
 	}
 	defer v.Release()
 	target, err := guest.Readlink(ino)
+	if err := v.Usable(); err != nil {
+		return nil, err
+	}
 	if err != nil {
 		return nil, f.damaged(s, "readlink", err)
 	}
@@ -193,6 +211,9 @@ func (f *fileSystem) guestXattr(c *call, nodeID uint64, name string) ([]byte, er
 	}
 	defer v.Release()
 	value, err := guest.Xattr(ino, name)
+	if err := v.Usable(); err != nil {
+		return nil, err
+	}
 	if err != nil {
 		return nil, f.damaged(s, "getxattr", err)
 	}
@@ -206,6 +227,9 @@ func (f *fileSystem) guestListXattr(c *call, nodeID uint64) ([]byte, error) {
 	}
 	defer v.Release()
 	names, err := guest.ListXattr(ino)
+	if err := v.Usable(); err != nil {
+		return nil, err
+	}
 	if err != nil {
 		return nil, f.damaged(s, "listxattr", err)
 	}
@@ -218,8 +242,8 @@ func (f *fileSystem) guestListXattr(c *call, nodeID uint64) ([]byte, error) {
 
 // guestReadDir lists a directory: offset 1 is after ".", 2 after "..", then the filesystem's
 // cookie + 2.
-func (f *fileSystem) guestReadDir(c *call, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) error {
-	s, ino, v, guest, err := f.guestUse(c, in.NodeId)
+func (f *fileSystem) guestReadDir(c *call, nodeID uint64, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) error {
+	s, ino, v, guest, err := f.guestUse(c, nodeID)
 	if err != nil {
 		return err
 	}
@@ -262,8 +286,15 @@ func (f *fileSystem) guestReadDir(c *call, in *fuse.ReadIn, out *fuse.DirEntryLi
 		if strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
 			name = escapeName(name)
 		}
+		if m := s.mountedOn(e.Ino); m != nil {
+			// Whoever wants its attributes looks it up: that opens another filesystem.
+			return add(fuse.DirEntry{Name: name, Off: e.Cookie + 2, Ino: mountIno(m), Mode: uint32(backend.TypeDir)}, nil)
+		}
 		return add(fuse.DirEntry{Name: name, Off: e.Cookie + 2, Ino: s.statIno(e.Ino), Mode: uint32(e.Type)}, e.Attr)
 	})
+	if err := v.Usable(); err != nil {
+		return err // names that were added already are not sent
+	}
 	if err != nil {
 		return f.damaged(s, "readdir", err)
 	}
@@ -296,6 +327,9 @@ func (f *fileSystem) guestStatFS(c *call, nodeID uint64, out *fuse.StatfsOut) er
 	}
 	defer v.Release()
 	st, err := guest.StatFS()
+	if err := v.Usable(); err != nil {
+		return err
+	}
 	if err != nil {
 		return err
 	}
@@ -316,7 +350,7 @@ func (f *fileSystem) guestOpen(c *call, in *fuse.OpenIn, out *fuse.OpenOut) erro
 		v.Release()
 		return f.damaged(s, "open", err)
 	}
-	h := &handle{setID: s.ref.SetID, data: &dataHandle{vol: v, data: file, close: file.Close, slot: s}}
+	h := &handle{setID: s.ref.SetID, node: in.NodeId, data: &dataHandle{vol: v, data: file, close: file.Close, slot: s}}
 	if err := f.openSets.add(h.setID, h, in.Pid); err != nil {
 		file.Close()
 		v.Release()
@@ -330,5 +364,17 @@ func (f *fileSystem) guestOpen(c *call, in *fuse.OpenIn, out *fuse.OpenOut) erro
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	out.Fh = f.addHandle(h)
-	return nil
+	return f.stillUsable(v, out.Fh)
+}
+
+// openGuestDir notes an open directory in a snapshot that can become invalid: the kernel keeps what it
+// has read of it.
+func (f *fileSystem) openGuestDir(c *call, s *slot, nodeID uint64, out *fuse.OpenOut) error {
+	v, _, err := s.use(c)
+	if err != nil {
+		return err
+	}
+	defer v.Release()
+	out.Fh = f.addHandle(&handle{setID: s.ref.SetID, node: nodeID, guestDir: true})
+	return f.stillUsable(v, out.Fh)
 }

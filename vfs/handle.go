@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// handle is an open file or virtual directory: exactly one of text, data, events and dir.
+// handle is an open file or directory: exactly one of text, data, events, dir and guestDir.
 type handle struct {
 	mu     sync.Mutex // text and dir
 	text   *textHandle
@@ -21,7 +21,10 @@ type handle struct {
 	events *eventStream
 	dir    *dirHandle
 
-	setID string // of the snapshot that it keeps from being removed
+	setID string // of the snapshot that it keeps from being removed; a guest's directory does not
+	// node is what the kernel calls the node, of data and of a guest's directory.
+	node     uint64
+	guestDir bool // a guest's directory, of which only setID and node are known
 }
 
 func (f *fileSystem) addHandle(h *handle) uint64 {
@@ -55,7 +58,9 @@ func (f *fileSystem) dropHandle(id uint64) {
 		h.events.close()
 		f.streams.Add(-1)
 	}
-	f.openSets.remove(h.setID, h)
+	if !h.guestDir {
+		f.openSets.remove(h.setID, h)
+	}
 }
 
 // releaseAll closes what is open still when the mount has ended: the kernel drops the messages of
@@ -144,13 +149,19 @@ func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, erro
 		}
 		defer d.vol.Release()
 	}
+	if err := d.usable(); err != nil {
+		return nil, err
+	}
 	want := min(int64(len(buf)), data.Size()-off)
-	if l, ok := data.(backend.Locator); ok && want >= spliceMin && !d.follows {
+	if l, ok := data.(backend.Locator); ok && want >= spliceMin && d.splices() {
 		if loc, ok := l.Locate(off, want); ok && loc.Length >= want && reaches(loc, want) {
 			return fuse.ReadResultFd(loc.FD, loc.Offset, int(want)), nil
 		}
 	}
 	n, err := data.ReadAt(buf[:want], off)
+	if err := d.usable(); err != nil {
+		return nil, err
+	}
 	if n == int(want) {
 		return fuse.ReadResultData(buf[:n]), nil
 	}
@@ -161,8 +172,24 @@ func (d *dataHandle) read(c *call, off int64, buf []byte) (fuse.ReadResult, erro
 	if d.slot != nil {
 		return nil, c.fs.damaged(d.slot, "read", err)
 	}
+	if !d.follows {
+		d.vol.Doubt()
+	}
 	return nil, c.fs.host.Failed(d.owner, "read", err)
 }
+
+// usable says why what was read must not be told: its snapshot has become invalid. A live disk never does.
+func (d *dataHandle) usable() error {
+	if d.follows {
+		return nil
+	}
+	return d.vol.Usable()
+}
+
+// splices tells whether the kernel may take the bytes from the host's file by itself. What has been sent
+// cannot be taken back: of a snapshot that may become invalid meanwhile all is copied, and sent only once it is
+// known to be true.
+func (d *dataHandle) splices() bool { return !d.follows && !d.vol.CanOverflow() }
 
 // reaches tells whether a host file still holds all that is to be spliced from it: one that was
 // truncated would give a short answer.
@@ -183,11 +210,17 @@ func (d *dataHandle) seek(c *call, off int64, whence uint32) (int64, error) {
 		return 0, err
 	}
 	defer done()
+	var n int64
 	switch whence {
 	case unix.SEEK_DATA:
-		return backend.NextData(data, off)
+		n, err = backend.NextData(data, off)
 	case unix.SEEK_HOLE:
-		return backend.NextHole(data, off)
+		n, err = backend.NextHole(data, off)
+	default:
+		return 0, backend.ErrInvalid
 	}
-	return 0, backend.ErrInvalid
+	if err := d.usable(); err != nil {
+		return 0, err
+	}
+	return n, err
 }

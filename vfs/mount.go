@@ -51,7 +51,7 @@ type Server struct {
 func Mount(o Options) (*Server, error) {
 	f := newFileSystem(o)
 	o.Host.OnDrain(f.drain)
-	o.Host.OnChange(f.forgetSet)
+	o.Host.OnChange(f.changed)
 	name := o.FSName
 	if name == "" {
 		name = "domfs"

@@ -77,7 +77,7 @@ func wholeFile(v *control.Volume) (backend.Location, unix.Stat_t, bool) {
 	var st unix.Stat_t
 	d := v.Device()
 	l, ok := d.(backend.Locator)
-	if !ok || !v.IsRaw() {
+	if !ok || !v.IsRaw() || v.CanOverflow() { // what the kernel reads by itself is asked of nobody again
 		return backend.Location{}, st, false
 	}
 	loc, ok := l.Locate(0, d.Size())

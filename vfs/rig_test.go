@@ -52,6 +52,8 @@ func child(what, path string) int {
 		err = syscall.Rmdir(path)
 	case "stat":
 		_, err = os.Lstat(path)
+	case "mapped":
+		err = mapped(path)
 	case "list":
 		_, err = os.ReadDir(path)
 	}
@@ -100,9 +102,11 @@ func testFSName() string { return "domfs-test-" + strconv.Itoa(os.Getpid()) }
 
 // rig is a mounted fake host.
 type rig struct {
+	loses bool
 	*fake.Host
 	t      *testing.T
 	guests *fake.Guests
+	mapper *fake.Mapper
 	ctl    *control.Host
 	srv    *Server
 	mnt    string
@@ -116,6 +120,9 @@ type rigOptions struct {
 	allowOther bool
 	lock       string
 	noPass     bool
+	reserve    int64 // of snapshots: they can overflow
+	foreign    bool  // others' snapshots may be removed
+	loses      bool  // a snapshot becomes invalid: that an error says so is no fault
 }
 
 // The guests of every rig: web01 is off, with a partitioned xvda and a filesystem right on xvdb;
@@ -163,12 +170,15 @@ func newRigWith(t *testing.T, o rigOptions) *rig {
 	}
 	r := &rig{t: t}
 	if o.world != nil {
-		r.Host, r.guests = o.world.Host, o.world.guests
+		r.Host, r.guests, r.mapper = o.world.Host, o.world.guests, o.world.mapper
 	} else {
-		r.Host, r.guests = fake.NewHost(), fake.NewGuests()
+		r.Host, r.guests, r.mapper = fake.NewHost(), fake.NewGuests(), fake.NewMapper()
 		r.AddDomain("web01", webUUID, map[string][]byte{"xvda": webDisk(r.guests), "xvdb": dataDisk(r.guests, "data-1")}, "xvda", "xvdb")
 		r.AddDomain("db01", dbUUID, map[string][]byte{"vda": dataDisk(r.guests, "db-1")}, "vda")
 		r.Hypervisor.Start("db01")
+	}
+	if o.reserve > 0 {
+		r.Store.SetReserve(o.reserve)
 	}
 	core, logs := observer.New(zap.DebugLevel)
 	r.logs = logs
@@ -179,8 +189,10 @@ func newRigWith(t *testing.T, o rigOptions) *rig {
 	r.ctl = control.New(control.Options{
 		Hypervisors: []backend.Hypervisor{r.Hypervisor.Driver(o.caps)}, Stores: []backend.Store{store},
 		Prober: r.guests, Layouts: []backend.Layout{fake.Table{}}, Filesystems: []backend.Filesystem{r.guests},
-		Log: zap.New(core), LockFile: o.lock, ErrnoName: ErrnoName,
+		Assemblers: []backend.Assembler{&fake.Assembler{}}, Mapper: r.mapper,
+		Log: zap.New(core), LockFile: o.lock, ErrnoName: ErrnoName, Foreign: o.foreign,
 	})
+	r.loses = o.loses
 	r.mnt = t.TempDir()
 	srv, err := Mount(Options{Host: r.ctl, Log: zap.New(core), Mountpoint: r.mnt, AllowOther: o.allowOther, GID: 4242, Version: "1.2.3", FSName: testFSName()})
 	if err != nil {
@@ -213,6 +225,9 @@ func (r *rig) end() {
 		r.t.Errorf("close: %v", err)
 	}
 	for _, e := range r.logs.FilterLevelExact(zap.ErrorLevel).All() {
+		if r.loses && e.Message == "a snapshot has become invalid" {
+			continue
+		}
 		r.t.Errorf("an error was logged: %s %v", e.Message, e.ContextMap())
 	}
 }

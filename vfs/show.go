@@ -277,16 +277,34 @@ func findSetDisk(c *call, at place, name string) (place, string, error) {
 	return at, name, err
 }
 
-func diskUsed(c *call, at place) (string, error) {
-	s, err := c.set(at)
+func ofSnapshot(f func(k *backend.Snapshot) string) func(c *call, at place) (string, error) {
+	return func(c *call, at place) (string, error) {
+		_, k, err := c.snapshot(at)
+		if err != nil {
+			return "", err
+		}
+		return f(k), nil
+	}
+}
+
+var (
+	diskUsed    = ofSnapshot(func(k *backend.Snapshot) string { return strconv.FormatInt(k.UsedBytes, 10) })
+	diskReserve = ofSnapshot(func(k *backend.Snapshot) string { return strconv.FormatInt(k.ReserveBytes, 10) })
+	// Rounded down: 100 is full, and nothing else.
+	diskFill = ofSnapshot(func(k *backend.Snapshot) string { return strconv.Itoa(int(min(max(k.FillPercent, 0), 100))) })
+)
+
+func hasReserve(c *call, at place) (bool, error) {
+	_, k, err := c.snapshot(at)
+	return err == nil && control.HasReserve(k), err
+}
+
+func extendReserve(c *call, at place, value string) error {
+	s, _, err := c.snapshot(at)
 	if err != nil {
-		return "", err
+		return err
 	}
-	d := s.Disk(at.vdev)
-	if d == nil {
-		return "", gone("disk", at.vdev)
-	}
-	return strconv.FormatInt(d.UsedBytes, 10), nil
+	return c.fs.host.ExtendReserve(c.ctx, at.dir, s.Name, at.vdev, value)
 }
 
 // --- volumes
@@ -425,7 +443,12 @@ func findPool(c *call, at place, name string) (place, string, error) {
 	return at, name, err
 }
 
-func ofPool(f func(p backend.Pool) string) func(c *call, at place) (string, error) {
+func hasMetadata(c *call, at place) (bool, error) {
+	p, err := c.pool(at)
+	return p.MetadataSizeBytes > 0, err
+}
+
+func ofPool(f func(p control.Pool) string) func(c *call, at place) (string, error) {
 	return func(c *call, at place) (string, error) {
 		p, err := c.pool(at)
 		if err != nil {
@@ -436,9 +459,11 @@ func ofPool(f func(p backend.Pool) string) func(c *call, at place) (string, erro
 }
 
 var (
-	poolDriver = ofPool(func(p backend.Pool) string { return p.Driver })
-	poolSize   = ofPool(func(p backend.Pool) string { return strconv.FormatInt(p.SizeBytes, 10) })
-	poolFree   = ofPool(func(p backend.Pool) string { return strconv.FormatInt(p.FreeBytes, 10) })
+	poolDriver = ofPool(func(p control.Pool) string { return p.Driver })
+	poolSize   = ofPool(func(p control.Pool) string { return strconv.FormatInt(p.SizeBytes, 10) })
+	poolFree   = ofPool(func(p control.Pool) string { return strconv.FormatInt(p.FreeBytes, 10) })
+
+	poolMetadataFree = ofPool(func(p control.Pool) string { return strconv.FormatInt(p.MetadataFreeBytes, 10) })
 )
 
 func daemonVersion(c *call, _ place) (string, error) { return c.fs.version, nil }

@@ -3,6 +3,7 @@ package vfs
 import (
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -25,23 +26,48 @@ func isGuest(nodeID uint64) bool { return nodeID&guestBit != 0 }
 // slot is a guest's filesystem that the kernel knows nodes of. It does not keep the volume
 // open: a frozen one is opened again when it was closed meanwhile, a live one that changed is stale.
 type slot struct {
-	index   uint64
-	ref     control.VolumeRef
+	index uint64
+	slotKey
 	owner   string // domain to whose last_error failures go
 	seed    uint64
 	rootIno uint64
 	blksize uint32 // st_blksize of its files
-	vol     atomic.Pointer[control.Volume]
-	gen     uint64       // the live disk's Generation; its inodes are those of these bytes
-	lookups atomic.Int64 // by the kernel, not yet forgotten
-	pushed  pushedFiles  // of a frozen one
-	damages atomic.Int64 // how often something in it was found corrupt
+	// overflow: of a snapshot that may become invalid at any time, so that nothing of it is kept without end.
+	overflow bool
+	vol      atomic.Pointer[control.Volume]
+	gen      uint64       // the live disk's Generation; its inodes are those of these bytes
+	lookups  atomic.Int64 // by the kernel, not yet forgotten
+	pushed   pushedFiles  // of a frozen one
+	damages  atomic.Int64 // how often something in it was found corrupt
+	tree     *guestRoot   // whose mounts are crossed, and mount is its place there; nil of files
+	mount    *control.Mount
+}
+
+// slotKey tells slots apart. Of a filesystem that is seen in root/ there is one for each of its mounts: what is
+// mounted within shows in none but its own, and never in files/.
+type slotKey struct {
+	ref   control.VolumeRef
+	mount string // ID of a Mount; "" for files
+}
+
+// guestRoot is a guest's root as slots know it.
+type guestRoot struct {
+	*control.Root
+	at control.VolumeRef // domain or set
 }
 
 func (s *slot) frozen() bool { return s.ref.SetID != "" }
 
 // use gives the open filesystem; the caller releases the volume.
 func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
+	if s.tree != nil && !s.frozen() {
+		// The mounts are those of other disks' bytes, too.
+		if now, err := c.fs.host.Root(c.ctx, s.tree.at); err != nil {
+			return nil, nil, err
+		} else if now.ID != s.tree.ID {
+			return nil, nil, fmt.Errorf("the disks of %s have changed: %w", s.owner, backend.ErrStale)
+		}
+	}
 	v := s.vol.Load()
 	if v == nil || !v.Acquire() {
 		if c.fs.draining(s.ref.SetID) {
@@ -53,7 +79,7 @@ func (s *slot) use(c *call) (*control.Volume, backend.FS, error) {
 		}
 		if !s.sameBytes(opened) {
 			opened.Release()
-			return nil, nil, fmt.Errorf("disk %s of %s has changed, or its domain runs: %w", s.ref.VDev, s.owner, backend.ErrStale)
+			return nil, nil, fmt.Errorf("%s of %s has changed, or its domain runs: %w", strings.Trim(s.ref.VDev+"/"+s.ref.Path, "/"), s.owner, backend.ErrStale)
 		}
 		s.vol.Store(opened)
 		v = opened
@@ -94,14 +120,18 @@ func seedOf(ref control.VolumeRef) uint64 {
 	return mix(h.Sum64())
 }
 
+// rootSeedOf is the same for a filesystem in root/: its files are others than those in files/, and the same wherever
+// in root/ it is mounted.
+func rootSeedOf(ref control.VolumeRef) uint64 { return mix(seedOf(ref) + 1) }
+
 // slotTable holds the slots. A slot leaves it when the kernel has forgotten its last node.
 type slotTable struct {
 	mu    sync.RWMutex
-	slots []*slot                     // by index; nil where free
-	byRef map[control.VolumeRef]*slot // the one that new lookups use
+	slots []*slot           // by index; nil where free
+	byKey map[slotKey]*slot // the one that new lookups use
 }
 
-func (t *slotTable) init() { t.byRef = map[control.VolumeRef]*slot{} }
+func (t *slotTable) init() { t.byKey = map[slotKey]*slot{} }
 
 func (t *slotTable) len() int {
 	t.mu.RLock()
@@ -141,21 +171,28 @@ func (t *slotTable) forget(nodeID, n uint64) {
 		return
 	}
 	t.slots[s.index] = nil
-	if t.byRef[s.ref] == s {
-		delete(t.byRef, s.ref)
+	if t.byKey[s.slotKey] == s {
+		delete(t.byKey, s.slotKey)
 	}
 }
 
 // get finds the slot for a filesystem or makes it, and counts one lookup, of its root. v is
-// acquired by the caller and stays so.
-func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, guest backend.FS) (*slot, error) {
+// acquired by the caller and stays so. tree and mount are nil for files.
+func (t *slotTable) get(v *control.Volume, owner string, guest backend.FS, tree *guestRoot, mount *control.Mount) (*slot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.byRef[ref]; s != nil && s.sameBytes(v) {
+	key := slotKey{ref: v.Ref()}
+	if tree != nil {
+		key.mount = mount.ID
+	}
+	if s := t.byKey[key]; s != nil && s.sameBytes(v) && (tree == nil || s.tree.ID == tree.ID) {
 		s.lookups.Add(1)
 		return s, nil
 	}
-	s := &slot{ref: ref, owner: owner, seed: seedOf(ref), rootIno: guest.Root(), blksize: blockSize(guest), gen: v.Generation()}
+	s := &slot{slotKey: key, owner: owner, seed: seedOf(key.ref), rootIno: guest.Root(), blksize: blockSize(guest), overflow: v.CanOverflow(), gen: v.Generation(), tree: tree, mount: mount}
+	if tree != nil {
+		s.seed, s.rootIno = rootSeedOf(key.ref), mount.Ino
+	}
 	s.lookups.Store(1)
 	s.vol.Store(v)
 	free := -1
@@ -174,7 +211,7 @@ func (t *slotTable) get(ref control.VolumeRef, owner string, v *control.Volume, 
 	}
 	s.index = uint64(free)
 	t.slots[free] = s
-	t.byRef[ref] = s
+	t.byKey[key] = s
 	return s, nil
 }
 

@@ -12,6 +12,9 @@ import (
 )
 
 func (n *node) attrTimeout() time.Duration {
+	if n.e.fleeting || n.e.root { // GETATTR tells a root's own
+		return 0
+	}
 	if n.e.isDir() || n.e.link != nil || n.e.raw && n.at.setID != "" {
 		return cachedFor
 	}
@@ -19,6 +22,9 @@ func (n *node) attrTimeout() time.Duration {
 }
 
 func (f *fileSystem) virtualLookup(c *call, n *node, name string, out *fuse.EntryOut) error {
+	if n.e.root {
+		return f.rootLookup(c, n, name, out)
+	}
 	child, err := n.resolve(c, name)
 	if err != nil {
 		return err
@@ -41,6 +47,9 @@ func (f *fileSystem) virtualEntry(c *call, parent, child *node, out *fuse.EntryO
 	out.NodeId = found.id
 	out.Attr = attr
 	out.SetEntryTimeout(cachedFor)
+	if found.e.fleeting {
+		out.SetEntryTimeout(0)
+	}
 	out.SetAttrTimeout(found.attrTimeout())
 	return nil
 }
@@ -56,7 +65,9 @@ func (f *fileSystem) virtualAttr(c *call, n *node, out *fuse.Attr) error {
 	out.Blksize = 4096
 	switch {
 	case n.e.raw:
-		f.rawAttr(c, n, out)
+		if err := f.rawAttr(c, n, out); err != nil {
+			return err
+		}
 	case n.e.show != nil:
 		// A value that cannot be told has no length here; open says why.
 		if text, err := n.text(c); err == nil {
@@ -106,7 +117,7 @@ func (n *node) settable(c *call) error {
 
 // currentName is the name of a node's object now: a snapshot may have been renamed.
 func (n *node) currentName(c *call) string {
-	if n.at.setID != "" && n.at.vdev == "" {
+	if n.at.setID != "" && n.at.vdev == "" && n.at.path == "" {
 		if s, err := c.set(n.at); err == nil {
 			return s.Name
 		}
@@ -126,10 +137,13 @@ func (n *node) text(c *call) ([]byte, error) {
 	return append([]byte(s), '\n'), nil
 }
 
-func (f *fileSystem) rawAttr(c *call, n *node, out *fuse.Attr) {
+func (f *fileSystem) rawAttr(c *call, n *node, out *fuse.Attr) error {
 	size, err := c.sizeBytes(n.at)
 	if err != nil {
-		return // open says why
+		if c.isLost(n.at) {
+			return err // who reads it would take a size of 0 for its end
+		}
+		return nil // open says why
 	}
 	out.Size = uint64(size)
 	out.Blocks = (out.Size + 511) / 512
@@ -137,6 +151,7 @@ func (f *fileSystem) rawAttr(c *call, n *node, out *fuse.Attr) {
 		out.Blocks = uint64(backend.Allocated(v.Device())+511) / 512
 		v.Release()
 	}
+	return nil
 }
 
 // dirHandle is a virtual directory that is open: its listing, as of its last rewind.
@@ -149,6 +164,9 @@ func (f *fileSystem) virtualReadDir(c *call, in *fuse.ReadIn, out *fuse.DirEntry
 	h := f.handle(in.Fh)
 	if h == nil || h.dir == nil {
 		return backend.ErrInvalid
+	}
+	if h.dir.n.e.root {
+		return f.rootReadDir(c, h.dir.n, in, out, plus)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -236,7 +254,7 @@ func (f *fileSystem) openRaw(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOu
 		v.Release()
 		return err
 	}
-	h.setID = n.at.setID
+	h.setID, h.node = n.at.setID, n.id
 	through, err := f.passThrough(n, v, h, out)
 	if err != nil {
 		f.releaseBacking(h.data)
@@ -253,5 +271,5 @@ func (f *fileSystem) openRaw(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOu
 	}
 	out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	out.Fh = f.addHandle(h)
-	return nil
+	return f.stillUsable(v, out.Fh)
 }
