@@ -15,10 +15,15 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 GO_OLDEST  := $(shell sed -n 's/^go //p' go.mod)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
 # Programs that belong to the tests; the pattern ./... does not see them.
-TOOLS       = ./testdata/harness ./testdata/bench ./testdata/mutate ./testdata/tool
+TOOLS       = ./testdata/harness ./testdata/bench ./testdata/mutate ./testdata/tool ./testdata/tally ./testdata/lab/...
 TESTFLAGS   ?=
 BENCHFLAGS  ?=
 MUTATEFLAGS ?=
+LABFLAGS    ?=
+# Flags for the shell, each word quoted: a pattern may have parentheses, and a dollar sign ($$), but no blanks.
+quoted      = $(foreach word,$(subst ",,$(subst ',,$(1))),'$(word)')
+# Tests of these names change the LVM of the machine that they run on.
+LABTESTS    = ^TestLab[_A-Z]
 FUZZTARGETS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -56,9 +61,25 @@ demo-stop: ## unmount the demo and remove it
 test: go ## every test, under the race detector, with the real program
 	@testdata/deps run demo test
 	@mkdir -p bin && $(GO) build -o bin/harness ./testdata/harness
-	@bin/harness -- $(GO) test -json -race -count=1 -timeout 15m $(TESTFLAGS) ./... $(TOOLS)
+	@bin/harness -- $(GO) test -json -race -count=1 -timeout 15m -skip '$(LABTESTS)' $(TESTFLAGS) ./... $(TOOLS)
 
 race: test ## the same: make test is under the race detector
+
+lab: go ## the tests that need LVM and its kernel, in a machine of their own (QEMU, no KVM needed)
+	@testdata/deps lab
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
+	@bin/lab -go '$(GO)' $(call quoted,$(LABFLAGS))
+
+lab-shell: go ## a prompt in that machine: two volume groups, guests' disks on them, domfs on /mnt/domfs
+	@testdata/deps lab
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
+	@bin/lab -go '$(GO)' -shell $(call quoted,$(LABFLAGS))
+
+lab-here: go ## the same tests on this machine: root, LVM and device-mapper, and nobody else at work on its volumes
+	@testdata/deps run demo test lvm
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -tags faults -o bin/domfs-faults ./cmd/domfs
+	@$(GO) build -o bin/harness ./testdata/harness && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
+	@DOMFS_LAB=1 DOMFS_PROGRAM=$(CURDIR)/bin/domfs-faults bin/harness -- $(GO) test -json -tags faults -count=1 -p 1 -timeout 30m -run '$(LABTESTS)' $(TESTFLAGS) $$(bin/lab -list)
 
 lint: go ## gofmt, vet, staticcheck, shellcheck, mandoc
 	@testdata/deps lint
@@ -70,9 +91,11 @@ lint: go ## gofmt, vet, staticcheck, shellcheck, mandoc
 	shellcheck --shell=bash cmd/domfs/dist/domfs.bash
 	mandoc -T lint -W warning cmd/domfs/dist/*.[15]
 
-bench: go ## compare with the kernel's own mount of the same image, and with QEMU's export of a qcow2 one
-	@testdata/deps run demo bench
+bench: go ## compare with the kernel's mount of the same image, QEMU's export of a qcow2 one, and in the lab with LVM's commands
+	@testdata/deps run demo bench lab
 	$(GO) run ./testdata/bench $(BENCHFLAGS)
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
+	@bin/lab -go '$(GO)' -bench '^BenchmarkLab_' $(call quoted,$(LABFLAGS))
 
 fuzz: go ## each fuzz target for FUZZTIME, then MUTATIONS images with changed metadata
 	@testdata/deps run demo test

@@ -17,6 +17,9 @@ import (
 	"syscall"
 	"time"
 
+	"domfs/backend/backendtest/leftover"
+	"domfs/testdata/tally"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -58,8 +61,13 @@ func run(commands [][]string, verbose bool) int {
 		fmt.Fprintln(os.Stderr, "harness:", err)
 		return 1
 	}
-	before := readMachine(dir)
-	count := newCount(os.Stdout, verbose)
+	scope := leftover.Scope{Temp: dir, Reap: true}
+	before := scope.Read()
+	mode := tally.Brief
+	if verbose {
+		mode = tally.Verbose
+	}
+	count := tally.New(os.Stdout, mode)
 	status := 0
 	for _, command := range commands {
 		if len(command) == 0 {
@@ -70,25 +78,24 @@ func run(commands [][]string, verbose bool) int {
 			status = 1
 		}
 	}
-	if left := settle(before, dir); len(left) > 0 {
+	if left := scope.Settle(before, 3*time.Second); len(left) > 0 {
 		status = 1
 		fmt.Println("FAIL: the tests left behind:")
 		for _, l := range left {
 			fmt.Println("    " + l)
 		}
 	}
-	endChildren()
+	leftover.EndChildren()
 	_ = os.RemoveAll(dir)
-	passed, failed, skipped := count.totals()
-	if failed > 0 {
+	if _, failed, _ := count.Totals(); failed > 0 {
 		status = 1
 	}
-	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
+	fmt.Println(count.Last())
 	return status
 }
 
 // runOne runs one go test -json with its temporary folders under dir.
-func runOne(command []string, dir string, count *count) error {
+func runOne(command []string, dir string, count *tally.Tally) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	cmd.Stderr = os.Stderr
@@ -104,20 +111,9 @@ func runOne(command []string, dir string, count *count) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	readErr := count.read(out)
+	readErr := count.Read(out)
 	if err := cmd.Wait(); err != nil {
 		return err
 	}
 	return readErr
-}
-
-// settle is what the tests left behind, once what ends by itself has had its time.
-func settle(before machine, dir string) []string {
-	var left []string
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		left = before.left(readMachine(dir))
-		if len(left) == 0 || time.Now().After(deadline) {
-			return left
-		}
-	}
 }

@@ -1,0 +1,20 @@
+// Command lab runs the tests that need a real host: it boots Debian's own kernel, LVM, udev
+// and device-mapper in QEMU's software emulation, runs each package's TestLab… there, and
+// shows and counts them as make test does.
+//
+// Usage: lab [flags]
+//
+// What it boots is built once, from Debian's packages as this machine's apt gets them, and
+// kept in ~/.cache/domfs-lab by a hash of what it is made from. Several labs may run
+// at once: each has its own disks, which are gone when it ends, however it ends.
+//
+// With -bench it runs the packages' BenchmarkLab… instead, and shows what they measure.
+//
+// Its last line is "N passed, N failed, N skipped". It fails where a test fails, where a
+// test binary leaves something on the machine, where the machine's kernel panics, oopses
+// or hangs, and where nothing is heard for too long.
+//
+//	image/    what is built once: packages, kernel modules, init
+//	guest/    what runs in the machine
+//	report/   what the two say to each other
+package main

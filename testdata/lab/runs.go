@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"domfs/testdata/tally"
+)
+
+// runs are the machines that share the tests.
+type runs struct {
+	o        options
+	image    image
+	disks    disks
+	shared   shares
+	packages []string
+	dir      string // removed once all machines have their files open
+	unready  atomic.Int64
+
+	mu      sync.Mutex
+	tallies []*tally.Tally // guarded by mu
+}
+
+// all runs the machines, each as soon as it is its turn, and tells whether all is well.
+func (r *runs) all(ctx context.Context) (bool, error) {
+	well := make([]bool, r.shared.machines)
+	errs := make([]error, r.shared.machines)
+	out := &lines{out: os.Stdout}
+	var wg sync.WaitGroup
+	for i := range r.shared.machines {
+		wg.Go(func() { well[i], errs[i] = r.one(ctx, i, out.part()) })
+	}
+	wg.Wait()
+	ok := true
+	for _, w := range well {
+		ok = ok && w
+	}
+	return ok, errors.Join(errs...)
+}
+
+func (r *runs) one(ctx context.Context, machine int, out io.Writer) (bool, error) {
+	turn, err := takeTurn(ctx, max(r.o.atOnce, 1))
+	if err != nil {
+		return false, err
+	}
+	defer turn.Close()
+	mode := tally.Live
+	switch {
+	case r.o.brief:
+		mode = tally.Brief
+	case r.shared.machines > 1:
+		mode = tally.Verbose // whole tests, so that those of two machines can be told apart
+	}
+	s := session{
+		goTool: r.o.goTool,
+		tally:  tally.New(out, mode),
+		out:    out,
+		bench:  r.o.bench != "",
+		onReady: func() {
+			if r.unready.Add(-1) == 0 {
+				_ = os.RemoveAll(r.dir)
+			}
+		},
+		silence: r.o.silence, deadline: r.o.deadline,
+	}
+	r.mu.Lock()
+	r.tallies = append(r.tallies, s.tally)
+	r.mu.Unlock()
+	for _, p := range r.shared.of(machine, r.packages) {
+		s.expected = append(s.expected, importPath(p))
+	}
+	if r.o.console != "" {
+		file, err := os.Create(r.o.console)
+		if err != nil {
+			return false, err
+		}
+		defer file.Close()
+		s.consoleCopy = file
+	}
+	return s.run(ctx, shareCommand(r.image, r.disks, r.o.memory, logWarnings, machine, r.shared.machines)), nil
+}
+
+// last is the line that ends the run.
+func (r *runs) last() string {
+	var passed, failed, skipped int
+	for _, t := range r.tallies {
+		p, f, s := t.Totals()
+		passed, failed, skipped = passed+p, failed+f, skipped+s
+	}
+	return fmt.Sprintf("%d passed, %d failed, %d skipped", passed, failed, skipped)
+}
+
+// lines lets several write to one place, whole lines each.
+type lines struct {
+	mu  sync.Mutex
+	out io.Writer // guarded by mu
+}
+
+func (l *lines) part() io.Writer { return &part{to: l} }
+
+// part is one writer's.
+type part struct {
+	to *lines
+
+	mu   sync.Mutex
+	rest []byte // guarded by mu: of a line that has not ended
+}
+
+func (p *part) Write(text []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest = append(p.rest, text...)
+	i := bytes.LastIndexByte(p.rest, '\n')
+	if i < 0 {
+		return len(text), nil
+	}
+	p.to.mu.Lock()
+	_, err := p.to.out.Write(p.rest[:i+1])
+	p.to.mu.Unlock()
+	p.rest = append(p.rest[:0], p.rest[i+1:]...)
+	return len(text), err
+}
