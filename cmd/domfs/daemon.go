@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -84,29 +85,32 @@ func (c *mountCommand) startDaemon() error {
 // which it was started. The name is the main thread's, whichever thread writes it.
 func nameProcess() error { return os.WriteFile("/proc/self/comm", []byte("domfs"), 0) }
 
-// daemonArgs is the command line of the daemon: what was asked for, with absolute paths.
+// daemonArgs is the command line of the daemon: every option as it was given, with absolute paths.
 func (c *mountCommand) daemonArgs(fd int) []string {
 	args := []string{"mount", "--ready-fd=" + strconv.Itoa(fd)}
-	for _, path := range c.XLConfig {
-		args = append(args, "--xl-config="+path)
-	}
-	for _, dir := range c.ImageDir {
-		args = append(args, "--image-dir="+dir)
-	}
-	for _, o := range []struct {
-		option string
-		set    bool
-	}{
-		{"--allow-other", c.AllowOther},
-		{"--debug", c.Debug},
-		{"--log-file=" + c.LogFile, c.LogFile != ""},
-		{"--lock-file=" + c.LockFile, c.LockFile != ""},
-	} {
-		if o.set {
-			args = append(args, o.option)
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		tag := v.Type().Field(i).Tag
+		if tag.Get("long") == "" || tag.Get("hidden") != "" || tag.Get("long") == "daemon" {
+			continue
+		}
+		option := "--" + tag.Get("long")
+		switch value := v.Field(i).Interface().(type) {
+		case bool:
+			if value {
+				args = append(args, option)
+			}
+		case string:
+			args = append(args, option+"="+value)
+		case []string:
+			for _, one := range value {
+				args = append(args, option+"="+one)
+			}
+		default:
+			panic(fmt.Sprintf("%s is of a type that daemonArgs does not know", option))
 		}
 	}
-	return append(args, "--group="+c.Group, "--log-format="+c.LogFormat, "--", c.Args.Mountpoint)
+	return append(args, "--", c.Args.Mountpoint)
 }
 
 // withoutNotify takes systemd's socket from an environment: the daemon's number is not

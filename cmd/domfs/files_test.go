@@ -36,7 +36,7 @@ type file struct {
 func readTree(t *testing.T, root string) map[string]file {
 	t.Helper()
 	tree := map[string]file{}
-	first := map[uint64]string{}
+	first := map[[2]uint64]string{}
 	must(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -48,10 +48,11 @@ func readTree(t *testing.T, root string) map[string]file {
 		}
 		f := file{stat: fmt.Sprintf("mode %o nlink %d uid %d gid %d rdev %x size %d blocks %d blksize %d atime %v mtime %v ctime %v",
 			st.Mode, st.Nlink, st.Uid, st.Gid, st.Rdev, st.Size, st.Blocks, st.Blksize, st.Atim, st.Mtim, st.Ctim)}
-		if first[st.Ino] == "" {
-			first[st.Ino] = name
+		inode := [2]uint64{uint64(st.Dev), st.Ino}
+		if first[inode] == "" {
+			first[inode] = name
 		}
-		f.links = first[st.Ino]
+		f.links = first[inode]
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFLNK:
 			if f.target, err = os.Readlink(path); err != nil {

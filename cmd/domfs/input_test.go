@@ -391,3 +391,18 @@ func readAny(path string) error {
 	_, err = f.Read(make([]byte, 4096))
 	return err
 }
+
+// A volume group may be on a disk that is not attached yet.
+func TestMount_WarnsOfAVolumeGroupThatIsNotThere(t *testing.T) {
+	h := tinyHost(t)
+	m := h.mount("--vg=no-such-vg", "--log-format=json")
+	m.names("xenstore/vm/disks/xvda")
+	m.stop()
+	warned := false
+	for line := range strings.Lines(m.log.String()) {
+		warned = warned || strings.Contains(line, "no-such-vg") && strings.Contains(line, "volume group") && strings.Contains(line, `"warn"`)
+	}
+	if !warned {
+		t.Errorf("no warning in the log:\n%s", m.log)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"domfs/backend"
 	"domfs/backend/all"
 	"domfs/backend/run"
+	"domfs/backend/store/lvm"
 	"domfs/control"
 	"domfs/vfs"
 
@@ -31,6 +32,11 @@ type mountCommand struct {
 	*program
 	XLConfig   []string `long:"xl-config" value-name:"DIR|FILE" description:"an xl domain configuration, or a directory of them; repeatable (default: /etc/xen/*.cfg and /etc/xen/auto)"`
 	ImageDir   []string `long:"image-dir" value-name:"DIR" description:"a directory of disk images to show as a store though no disk lies in it, and in which backing files are followed; repeatable"`
+	VG         []string `long:"vg" value-name:"NAME" description:"a volume group to work with; repeatable (default: all)"`
+	SnapSize   string   `long:"snapshot-size" value-name:"SIZE|PERCENT" default:"20%" description:"the reserve of a snapshot on a thick logical volume, as a size or in percent of the volume"`
+	AutoExtend string   `long:"autoextend" value-name:"THRESHOLD:STEP|none" default:"70:20" description:"extend a snapshot's reserve by STEP percent when THRESHOLD percent of it are used"`
+	Foreign    bool     `long:"foreign" description:"let rmdir remove snapshots that domfs did not make"`
+	Map        string   `long:"map" default:"kpartx" choice:"kpartx" choice:"none" description:"whether snapshots on LVM are mapped as block devices as they are made"`
 	AllowOther bool     `long:"allow-other" description:"let other users in, as far as the modes of the files let them"`
 	Group      string   `long:"group" value-name:"NAME|GID" default:"0" description:"the group that may enter the domains' directories"`
 	Daemon     bool     `long:"daemon" description:"serve in the background; return once the mount is there"`
@@ -209,6 +215,17 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 			return control.Options{}, fmt.Errorf("--image-dir: %s is not a directory", path)
 		}
 	}
+	ofLVM := all.LVM{VGs: c.VG, SnapshotSize: c.SnapSize}
+	if err := ofLVM.Check(); err != nil {
+		return control.Options{}, err
+	}
+	extend, err := control.ParseAutoExtend(c.AutoExtend)
+	if err != nil {
+		return control.Options{}, fmt.Errorf("--autoextend: %w", err)
+	}
+	if _, err := lvm.ParsePolicy(c.SnapSize); err != nil {
+		return control.Options{}, fmt.Errorf("--snapshot-size: %w", err)
+	}
 	uid := os.Geteuid()
 	if c.AllowOther {
 		if err := mayAllowOther(uid, fuseConf); err != nil {
@@ -222,16 +239,27 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 	if err := claimLockFile(lock, uid); err != nil {
 		return control.Options{}, err
 	}
-	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, Log: log}
+	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, LVM: ofLVM, Log: log}
+	var mapNew []string
+	if c.Map == "kpartx" {
+		mapNew = []string{"lvm"}
+	}
+	mapper, noMapper := all.Mapper(drivers)
 	return control.Options{
 		Hypervisors: all.Hypervisors(drivers),
 		Stores:      all.Stores(drivers),
 		Prober:      all.Prober(),
 		Layouts:     all.Layouts(),
 		Filesystems: all.Filesystems(),
+		Assemblers:  all.Assemblers(),
 		Log:         log,
+		Mapper:      mapper,
+		NoMapper:    noMapper,
+		MapNew:      mapNew,
 		LockFile:    lock,
 		ErrnoName:   vfs.ErrnoName,
+		AutoExtend:  extend,
+		Foreign:     c.Foreign,
 	}, nil
 }
 

@@ -32,6 +32,18 @@ _domfs() {
         mapfile -t COMPREPLY < <(compgen -g -- "$cur")
         return
         ;;
+    --vg)
+        mapfile -t COMPREPLY < <(compgen -W "$(vgs --noheadings -o vg_name 2>/dev/null)" -- "$cur")
+        return
+        ;;
+    --autoextend)
+        mapfile -t COMPREPLY < <(compgen -W '70:20 none' -- "$cur")
+        return
+        ;;
+    --map)
+        mapfile -t COMPREPLY < <(compgen -W 'kpartx none' -- "$cur")
+        return
+        ;;
     --log-format)
         mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$cur")
         return
@@ -40,7 +52,7 @@ _domfs() {
     local words
     case $command in
     '') words='mount umount tree version --help' ;;
-    mount) words='--xl-config= --image-dir= --allow-other --group= --daemon --log-file= --log-format= --lock-file= --debug --help' ;;
+    mount) words='--xl-config= --image-dir= --vg= --snapshot-size= --autoextend= --foreign --map= --allow-other --group= --daemon --log-file= --log-format= --lock-file= --debug --help' ;;
     umount) words='--lazy --help' ;;
     *) words='--help' ;;
     esac

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"domfs/backend/backendtest/labneed"
+
+	"golang.org/x/sys/unix"
+)
+
+func number(t testing.TB, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	must(t, err)
+	return n
+}
+
+// overwrite writes so many MiB over a device, from an offset.
+func overwrite(t testing.TB, device string, fromMiB, sizeMiB int64) error {
+	t.Helper()
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	block := bytes.Repeat([]byte("scribble"), mib/8)
+	for i := range sizeMiB {
+		if _, err = f.WriteAt(block, (fromMiB+i)*mib); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// A snapshot that has no room left is invalid, and every read of it ends in an error.
+func TestLab_OverflowDuringATarEndsItLoudly(t *testing.T) {
+	h := newLVMHost(t)
+	h.vg("vg", 1, 512)
+	dev := h.thick("vg", "a", 96)
+	h.ext4(dev, "a", 32)
+	h.config("vm", "phy:"+dev+",xvda,w")
+	m := h.mount("--snapshot-size=8M", "--autoextend=none")
+	m.snapshot("vm", "s")
+	snap := "snapshots/vm/s/"
+	files := m.at(snap, "disks/xvda/files")
+
+	// Begun before: a file of which a part was read, one that was read whole and so is in the
+	// kernel's cache, the raw bytes, and a tar that is stopped in its middle by who reads it.
+	half, err := os.Open(files + "/data/000")
+	must(t, err)
+	defer half.Close()
+	_, err = io.ReadFull(half, make([]byte, 4096))
+	must(t, err)
+	cached, err := os.Open(files + "/etc/hostname")
+	must(t, err)
+	defer cached.Close()
+	_, err = io.ReadAll(cached)
+	must(t, err)
+	raw, err := os.Open(m.at(snap, "disks/xvda/raw"))
+	must(t, err)
+	defer raw.Close()
+	_, err = io.ReadFull(raw, make([]byte, 4096))
+	must(t, err)
+	tar := exec.Command("tar", "-C", files, "-cf", "-", ".")
+	var said bytes.Buffer
+	tar.Stderr = &said
+	out, err := tar.StdoutPipe()
+	must(t, err)
+	must(t, tar.Start())
+	_, err = io.ReadFull(out, make([]byte, 2*mib))
+	must(t, err)
+
+	must(t, overwrite(t, dev, 40, 32))
+	eventually(t, endLimit, "state says invalid", func() bool { return m.read(snap+"state") == "invalid" })
+
+	_, err = io.Copy(io.Discard, out)
+	must(t, err)
+	if err := tar.Wait(); err == nil || !strings.Contains(said.String(), "Input/output error") {
+		t.Errorf("tar ended with %v, saying %q", err, said.String())
+	}
+	for name, f := range map[string]*os.File{"a file read in part": half, "a file read before": cached, "raw": raw} {
+		if n, err := f.ReadAt(make([]byte, 512), 0); !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %d bytes, %v", name, n, err)
+		}
+	}
+	for _, name := range []string{"disks/xvda/raw", "disks/xvda/files/etc/hostname", "disks/xvda/files/data/031", "disks/xvda/content"} {
+		if b, err := os.ReadFile(m.at(snap, name)); !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+	}
+	if got := m.lastError("vm"); !strings.Contains(got, "invalid") {
+		t.Errorf("last_error says %q", got)
+	}
+	if got := m.read(snap + "disks/xvda/fill"); !strings.HasPrefix(got, "100") {
+		t.Errorf("fill is %q", got)
+	}
+	for _, f := range []*os.File{half, cached, raw} {
+		f.Close()
+	}
+	// The domain itself is as it was, and another snapshot can be made.
+	m.snapshot("vm", "t")
+	must(t, os.Remove(m.at("snapshots/vm/s")))
+	must(t, os.Remove(m.at("snapshots/vm/t")))
+	m.stop()
+}
+
+func TestLab_TheGuardExtendsASnapshotThatFillsUp(t *testing.T) {
+	h := newLVMHost(t)
+	h.vg("vg", 1, 512)
+	dev := h.thick("vg", "a", 96)
+	h.ext4(dev, "a", 1)
+	h.config("vm", "phy:"+dev+",xvda,w")
+	m := h.mount("--snapshot-size=32M", "--autoextend=50:50")
+	m.snapshot("vm", "s")
+	disk := "snapshots/vm/s/disks/xvda/"
+	before := number(t, m.read(disk+"reserve"))
+	must(t, overwrite(t, dev, 16, 20))
+	eventually(t, endLimit, "the reserve is extended", func() bool { return number(t, m.read(disk+"reserve")) > before })
+	must(t, overwrite(t, dev, 40, 12))
+	eventually(t, endLimit, "the reserve is extended again", func() bool { return number(t, m.read(disk+"reserve")) >= before*2 })
+	if got := m.read("snapshots/vm/s/state"); got != "active" {
+		t.Errorf("the snapshot is %s", got)
+	}
+	if got := m.read(disk + "files/etc/hostname"); got != "a" {
+		t.Errorf("hostname is %q", got)
+	}
+	must(t, os.Remove(m.at("snapshots/vm/s")))
+	m.stop()
+}
+
+func TestLab_AThinPoolWithoutRoomForDataRefusesBeforeTouchingAnything(t *testing.T) {
+	h := newLVMHost(t)
+	h.vg("vg", 1, 512)
+	h.pool("vg", "pool", 64, 8)
+	a := h.thin("vg", "pool", "a", 128)
+	h.ext4(a, "a", 1)
+	h.config("vm", "phy:"+a+",xvda,w")
+	m := h.mount()
+	m.snapshot("vm", "before")
+	h.fillData("pool")
+	lvs := h.lvs()
+	err := os.Mkdir(m.at("snapshots/vm/s"), 0o755)
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(m.lastError("vm"), "pool") || !strings.Contains(m.lastError("vm"), "data") {
+		t.Errorf("a snapshot in a pool without room for data: %v: %s", err, m.lastError("vm"))
+	}
+	if now := h.lvs(); now != lvs {
+		t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
+	}
+	// What was made before is whole.
+	if got := m.read("snapshots/vm/before/disks/xvda/files/etc/hostname"); got != "a" {
+		t.Errorf("hostname is %q", got)
+	}
+	must(t, os.Remove(m.at("snapshots/vm/before")))
+	m.stop()
+}
+
+// percent is a percentage that lvs knows of a pool.
+func (h *lvmHost) percent(pool, field string) float64 {
+	h.t.Helper()
+	p, err := strconv.ParseFloat(labneed.Run(h.t, "lvs", "--noheadings", "-o", field, "vg/"+pool), 64)
+	must(h.t, err)
+	return p
+}
+
+// fillData writes to a thin volume until hardly any room is left for the pool's data, and some is.
+func (h *lvmHost) fillData(pool string) {
+	h.t.Helper()
+	filler := h.thin("vg", pool, "filler", 128)
+	step := int64(8)
+	for at := int64(0); at < 128; at += step {
+		used := h.percent(pool, "data_percent")
+		if used >= 96 {
+			return
+		}
+		if used > 80 {
+			step = 1
+		}
+		must(h.t, overwrite(h.t, filler, at, step))
+	}
+	h.t.Fatal("the data do not fill up")
+}
