@@ -133,7 +133,7 @@ func TestLab_TheHostsLVMNeverSeesAGuests(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			for _, tool := range [][]string{{"pvs", "--noheadings", "-a"}, {"vgs", "--noheadings"}, {"lvs", "--noheadings"}} {
+			for _, tool := range [][]string{{"pvs", "--noheadings", "-a", "-o", "vg_name"}, {"vgs", "--noheadings"}, {"lvs", "--noheadings"}} {
 				out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).CombinedOutput()
 				if ctx.Err() != nil {
 					return
