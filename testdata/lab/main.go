@@ -46,7 +46,7 @@ func main() {
 	flag.IntVar(&o.machines, "machines", min(2, max(1, runtime.NumCPU())), "so many machines share the tests")
 	flag.IntVar(&o.atOnce, "at-once", max(1, runtime.NumCPU()), "so many machines of labs may run here at the same time; others wait")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "for each package")
-	flag.DurationVar(&o.silence, "silence", 4*time.Minute, "without any output: the machine hangs")
+	flag.DurationVar(&o.silence, "silence", 8*time.Minute, "without any output: the machine hangs")
 	flag.DurationVar(&o.deadline, "deadline", 45*time.Minute, "for all")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
