@@ -15,6 +15,7 @@ import (
 func points(t *testing.T, h *host, gesture func(m *mount)) []string {
 	t.Helper()
 	trace := filepath.Join(h.dir, "trace")
+	_ = os.Remove(trace) // of another gesture
 	m, err := h.start([]string{"DOMFS_FAULT_TRACE=" + trace}, h.mnt)
 	must(t, err)
 	// What is passed at the start is not the gesture's.

@@ -222,23 +222,23 @@ func TestLab_ExpiryAndHoldSurviveRestarts(t *testing.T) {
 	m = h.mount()
 	open, err := os.Open(m.at("snapshots/vm/open/disks/xvda/p1/files/etc/hostname"))
 	must(t, err)
-	due := time.Now().Add(8 * time.Second).UTC().Format(time.RFC3339)
+	due := time.Now().Add(40 * time.Second).UTC().Format(time.RFC3339)
 	for _, name := range []string{"due", "held", "open"} {
 		must(t, m.set("snapshots/vm/"+name+"/expires", due))
 	}
-	eventually(t, endLimit, "the one that is due is removed", func() bool { return !slices.Contains(m.names("snapshots/vm"), "due") })
+	eventually(t, 3*endLimit, "the one that is due is removed", func() bool { return !slices.Contains(m.names("snapshots/vm"), "due") })
 	if got := m.names("snapshots/vm"); !slices.Equal(got, []string{"held", "open"}) {
 		t.Errorf("there are %q", got)
 	}
 	must(t, open.Close())
 	m.stop()
 	m = h.mount()
-	eventually(t, endLimit, "the one that was open is removed after a restart", func() bool { return !slices.Contains(m.names("snapshots/vm"), "open") })
+	eventually(t, 3*endLimit, "the one that was open is removed after a restart", func() bool { return !slices.Contains(m.names("snapshots/vm"), "open") })
 	if got := m.read("snapshots/vm/held/hold"); got != "1" {
 		t.Errorf("hold is %q", got)
 	}
 	must(t, m.set("snapshots/vm/held/hold", "0"))
-	eventually(t, endLimit, "the one that was held is removed", func() bool { return len(m.names("snapshots/vm")) == 0 })
+	eventually(t, 3*endLimit, "the one that was held is removed", func() bool { return len(m.names("snapshots/vm")) == 0 })
 	if got := h.ours(); len(got) != 0 {
 		t.Errorf("left: %q", got)
 	}
