@@ -111,51 +111,6 @@ func TestLab_AMissingPVHidesNothingElse(t *testing.T) {
 	m.stop()
 }
 
-func TestLab_SnapshotsMayHaveAnyName(t *testing.T) {
-	h := kindHost(t)
-	// LVM's own names have every byte that it allows.
-	lv := "0+az_AZ.9-name"
-	for _, kind := range diskKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			h := &lvmHost{host: h.host.within(t)}
-			lv := lv + kind.name
-			dev := kind.make(h, lv, 32)
-			h.ext4(dev, "n", 1)
-			h.config("n-"+kind.name, "phy:"+dev+",xvda,w")
-			m := h.mount("--snapshot-size=8M")
-			dir := "snapshots/n-" + kind.name
-			names := []string{"snapshot1", "pvmove0", "a_tdata", "größe", "with space", "-x", "a:b#c&d=e!f/g"[:11], strings.Repeat("x", 200), "quote'\"`$(id)"}
-			if kind.name == "thin" { // whose names are made by the same code
-				names = names[3:6]
-			}
-			for _, name := range names {
-				must(t, os.Mkdir(m.at(dir, name), 0o755))
-				if got := m.read(dir + "/" + name + "/disks/xvda/files/etc/hostname"); got != "n" {
-					t.Errorf("%s: %q", name, got)
-				}
-			}
-			got := m.names(dir)
-			slices.Sort(got)
-			want := slices.Sorted(slices.Values(names))
-			if !slices.Equal(got, want) {
-				t.Errorf("there are %q, want %q", got, want)
-			}
-			for _, name := range []string{"a\nb", ".", "..", "\xff", strings.Repeat("y", 256)} {
-				if err := os.Mkdir(m.path+"/"+dir+"/"+name, 0o755); err == nil {
-					t.Errorf("%q can be a name", name)
-				}
-			}
-			for _, name := range names {
-				must(t, os.Remove(m.at(dir, name)))
-			}
-			if got := h.ours(); len(got) != 0 {
-				t.Errorf("left: %q", got)
-			}
-			m.stop()
-		})
-	}
-}
-
 func TestLab_ADeviceHeldOpenKeepsItsSnapshot(t *testing.T) {
 	h := killHost(t)
 	clean := h.machine()
