@@ -14,6 +14,13 @@ import (
 // host: "name:k" for the k-th time.
 func points(t *testing.T, h *host, gesture func(m *mount)) []string {
 	t.Helper()
+	passed, _ := pointsToTheEnd(t, h, gesture)
+	return passed
+}
+
+// pointsToTheEnd are points, and then those that the program passes as it ends.
+func pointsToTheEnd(t *testing.T, h *host, gesture func(m *mount)) (passed, ending []string) {
+	t.Helper()
 	trace := filepath.Join(h.dir, "trace")
 	_ = os.Remove(trace) // of another gesture
 	m, err := h.start([]string{"DOMFS_FAULT_TRACE=" + trace}, h.mnt)
@@ -24,16 +31,20 @@ func points(t *testing.T, h *host, gesture func(m *mount)) []string {
 		started = bytes.Count(text, []byte("\n"))
 	}
 	gesture(m)
+	done := len(strings.Fields(readFile(t, trace)))
 	m.stop()
 	count := map[string]int{}
-	var passed []string
 	for i, name := range strings.Fields(readFile(t, trace)) {
 		count[name]++
-		if i >= started {
-			passed = append(passed, fmt.Sprintf("%s:%d", name, count[name]))
+		point := fmt.Sprintf("%s:%d", name, count[name])
+		switch {
+		case i >= done:
+			ending = append(ending, point)
+		case i >= started:
+			passed = append(passed, point)
 		}
 	}
-	return passed
+	return passed, ending
 }
 
 // killedAt starts the program so that it is killed at a point, and does the gesture.

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"domfs/backend/backendtest/labneed"
+
+	"golang.org/x/sys/unix"
 )
 
 // killHost is a domain "vm" with a thick disk in one VG and a thin one in another, with partitions
@@ -99,23 +101,32 @@ func (h *lvmHost) wholeAgain(clean string) (complete bool) {
 func TestLab_SnapshotKilledAtAnyStepLeavesAllOrNothing(t *testing.T) {
 	h := killHost(t)
 	clean := h.machine()
-	steps := points(t, h.host, func(m *mount) { m.snapshot("vm", "s") })
-	if len(steps) < 10 {
-		t.Fatalf("a snapshot passes only %q", steps)
+	steps, ending := pointsToTheEnd(t, h.host, func(m *mount) { m.snapshot("vm", "s") })
+	if len(steps) < 10 || len(ending) == 0 {
+		t.Fatalf("a snapshot passes only %q, and the end %q", steps, ending)
 	}
 	h.wholeAgain(clean)
 	complete := 0
-	for _, step := range lastOfEach(steps, true) {
+	killed := func(step string, gesture func(m *mount)) {
 		t.Run(step, func(t *testing.T) {
 			h := h.within(t)
-			killedAt(t, h.host, step, func(m *mount) { _ = os.Mkdir(m.at("snapshots/vm/s"), 0o755) })
+			killedAt(t, h.host, step, gesture)
 			if h.wholeAgain(clean) {
 				complete++
 			}
 		})
 	}
+	for _, step := range lastOfEach(steps, true) {
+		killed(step, func(m *mount) { _ = os.Mkdir(m.at("snapshots/vm/s"), 0o755) })
+	}
 	if complete == 0 {
 		t.Error("no step comes after the snapshot is complete: the last ones are not covered")
+	}
+	for _, step := range lastOfEach(ending, true) {
+		killed(step, func(m *mount) {
+			m.snapshot("vm", "s")
+			must(t, m.cmd.Process.Signal(unix.SIGTERM))
+		})
 	}
 }
 
