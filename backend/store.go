@@ -42,7 +42,7 @@ type Pool struct {
 
 // Store is where volumes live.
 //
-// Optional: Snapshotter, Filler, Reserver, Watcher, Resizer, Excluder.
+// Optional: Snapshotter, Filler, Reserver, Watcher, Resizer, Resumer, Excluder.
 type Store interface {
 	// Name is the store's name: image, lvm, phy.
 	Name() string
@@ -187,6 +187,13 @@ type Reserver interface {
 	ExtendReserve(ctx context.Context, s Snapshot, sizeBytes int64) (int64, error)
 	// MaxReserve is the most that s can ever use, in bytes.
 	MaxReserve(s Snapshot) int64
+}
+
+// Resumer is a Store that suspends volumes for an instant while it changes them.
+type Resumer interface {
+	// Resume lets volumes go on that a change which was cut off left suspended. It is called, with the host's lock held, when a
+	// daemon has died in the middle of a change, before anything else is done.
+	Resume(ctx context.Context) error
 }
 
 // Excluder is a Store that can say why it leaves a disk of its kind to another one.

@@ -62,6 +62,7 @@ func (h *Host) underLock(ctx context.Context, c *change, check func() error, f f
 	ctx, cancel := context.WithTimeout(ctx, h.lim.change)
 	defer cancel()
 	defer h.invalidate()
+	h.resumeAfterDeath(ctx)
 	inv, err := h.fresh(ctx)
 	if err != nil {
 		return err

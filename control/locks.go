@@ -45,6 +45,16 @@ type hostLock struct {
 	mu    sync.Mutex
 	what  string    // guarded by mu; what the slot is held for
 	since time.Time // guarded by mu
+	died  string    // guarded by mu; who died with the lock, and in what: until takeDead
+}
+
+// takeDead says once who died in the middle of a change, of this or another daemon; "" if nobody has.
+func (l *hostLock) takeDead() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	died := l.died
+	l.died = ""
+	return died
 }
 
 func newHostLock(path string) *hostLock {
@@ -84,9 +94,14 @@ func (l *hostLock) acquire(ctx context.Context, what string, wait time.Duration)
 		<-l.slot
 		return nil, err
 	}
+	if info, err := f.Stat(); err == nil && info.Size() > 0 {
+		l.mu.Lock()
+		l.died = readOwner(f)
+		l.mu.Unlock()
+	}
 	writeOwner(f, what)
 	return func() {
-		f.Truncate(0) // what it says is for messages only
+		f.Truncate(0) // it has ended: whoever finds more than that finds a change that was cut off
 		f.Close()     // and with it goes the flock
 		<-l.slot
 	}, nil

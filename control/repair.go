@@ -26,6 +26,7 @@ func (h *Host) repair(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.lim.change)
 	defer cancel()
 	defer h.invalidate()
+	h.resumeAfterDeath(ctx)
 	// Reading first: the stores learn where their pools are.
 	inv, err := h.fresh(ctx)
 	if err != nil {
@@ -42,6 +43,23 @@ func (h *Host) repair(ctx context.Context) error {
 		h.repairStore(ctx, st)
 	}
 	return nil
+}
+
+// resumeAfterDeath has volumes go on that a daemon which died in the middle of a change left suspended: what waits for them
+// is a guest, and may be we. The host's lock is held.
+func (h *Host) resumeAfterDeath(ctx context.Context) {
+	died := h.lock.takeDead()
+	if died == "" {
+		return
+	}
+	h.log.Warn("a change was cut off", zap.String("op", "repair"), zap.String("by", died))
+	for _, st := range h.o.Stores {
+		if r, ok := st.(backend.Resumer); ok {
+			if err := r.Resume(ctx); err != nil {
+				h.log.Error("volumes may be suspended, and their guests wait", zap.String("op", "repair"), zap.String("store", st.Name()), zap.Error(err))
+			}
+		}
+	}
 }
 
 // repairStore has a store repair itself. The host's lock is held.

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -120,4 +122,45 @@ func TestFill_LeavesNoLockFile(t *testing.T) {
 		files, _ := filepath.Glob(b.o.LockFile + "*")
 		return len(files) == 1
 	})
+}
+
+// resuming counts how often a store was told to resume.
+type resuming struct {
+	backend.Store
+	resumed int
+}
+
+func (r *resuming) Resume(context.Context) error {
+	r.resumed++
+	return nil
+}
+
+func TestResume_FollowsTheDeathOfADaemonInAChangeAndNothingElse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var store *resuming
+	setup := setup{noStart: true, options: func(o *Options) { o.LockFile = path }}
+	withStore := setup
+	withStore.options = func(o *Options) {
+		setup.options(o)
+		store = &resuming{Store: o.Stores[0]}
+		o.Stores = []backend.Store{store}
+	}
+	b := newBench(t, withStore)
+	b.must(b.Start(t.Context()))
+	if store.resumed != 0 {
+		t.Errorf("resumed %d times though nobody had died", store.resumed)
+	}
+	// As one leaves it that is killed.
+	if err := os.WriteFile(path, []byte("4242 snapshot of web01/nightly\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.SetHold(t.Context(), "web01", "none", "1"); !errors.Is(err, backend.ErrNotExist) {
+		t.Error(err)
+	}
+	if store.resumed != 1 {
+		t.Errorf("resumed %d times after a death", store.resumed)
+	}
+	if err := b.SetHold(t.Context(), "web01", "none", "1"); !errors.Is(err, backend.ErrNotExist) || store.resumed != 1 {
+		t.Errorf("resumed %d times for one death (%v)", store.resumed, err)
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -137,30 +138,40 @@ func TestLab_TheGuardExtendsASnapshotThatFillsUp(t *testing.T) {
 	m.stop()
 }
 
-func TestLab_AThinPoolWithoutRoomForDataRefusesBeforeTouchingAnything(t *testing.T) {
-	h := newLVMHost(t)
-	h.vg("vg", 1, 512)
-	h.pool("vg", "pool", 64, 8)
-	a := h.thin("vg", "pool", "a", 128)
-	h.ext4(a, "a", 1)
-	h.config("vm", "phy:"+a+",xvda,w")
-	m := h.mount()
-	m.snapshot("vm", "before")
-	h.fillData("pool")
-	lvs := h.lvs()
-	err := os.Mkdir(m.at("snapshots/vm/s"), 0o755)
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(m.lastError("vm"), "pool") || !strings.Contains(m.lastError("vm"), "data") {
-		t.Errorf("a snapshot in a pool without room for data: %v: %s", err, m.lastError("vm"))
+func TestLab_AThinPoolWithoutRoomRefusesBeforeTouchingAnything(t *testing.T) {
+	for _, c := range []struct {
+		full string
+		fill func(h *lvmHost, pool string)
+	}{{"data", (*lvmHost).fillData}, {"metadata", (*lvmHost).fillMetadata}} {
+		t.Run(c.full, func(t *testing.T) {
+			h := newLVMHost(t)
+			h.vg("vg", 1, 512)
+			h.pool("vg", "pool", 64, 2)
+			a := h.thin("vg", "pool", "a", 128)
+			h.ext4(a, "a", 1)
+			h.config("vm", "phy:"+a+",xvda,w")
+			m := h.mount()
+			m.snapshot("vm", "before")
+			c.fill(h, "pool")
+			lvs := h.lvs()
+			err := os.Mkdir(m.at("snapshots/vm/s"), 0o755)
+			if said := m.lastError("vm"); !errors.Is(err, unix.ENOSPC) || !strings.Contains(said, "the "+c.full+" of thin pool vg/pool") {
+				t.Errorf("a snapshot in a pool without room for %s: %v: %s", c.full, err, said)
+			}
+			if now := h.lvs(); now != lvs {
+				t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
+			}
+			if free := number(t, m.read("stores/vg:pool/metadata_free")); c.full == "metadata" && free > 2*mib/10 {
+				t.Errorf("metadata_free is %d", free)
+			}
+			// What was made before is whole.
+			if got := m.read("snapshots/vm/before/disks/xvda/files/etc/hostname"); got != "a" {
+				t.Errorf("hostname is %q", got)
+			}
+			must(t, os.Remove(m.at("snapshots/vm/before")))
+			m.stop()
+		})
 	}
-	if now := h.lvs(); now != lvs {
-		t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
-	}
-	// What was made before is whole.
-	if got := m.read("snapshots/vm/before/disks/xvda/files/etc/hostname"); got != "a" {
-		t.Errorf("hostname is %q", got)
-	}
-	must(t, os.Remove(m.at("snapshots/vm/before")))
-	m.stop()
 }
 
 // percent is a percentage that lvs knows of a pool.
@@ -187,4 +198,18 @@ func (h *lvmHost) fillData(pool string) {
 		must(h.t, overwrite(h.t, filler, at, step))
 	}
 	h.t.Fatal("the data do not fill up")
+}
+
+// fillMetadata makes volumes that LVM knows nothing of, each with a tree of its own, until hardly any room is left for the pool's
+// metadata, and some is.
+func (h *lvmHost) fillMetadata(pool string) {
+	h.t.Helper()
+	const firstID = 1 << 20 // LVM counts from 1
+	for id := firstID; id < firstID+1<<10; id++ {
+		if id%16 == 0 && h.percent(pool, "metadata_percent") >= 93 {
+			return
+		}
+		labneed.Run(h.t, "dmsetup", "message", "vg-"+pool+"-tpool", "0", fmt.Sprintf("create_thin %d", id))
+	}
+	h.t.Fatal("the metadata do not fill up")
 }

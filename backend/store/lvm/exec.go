@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"domfs/backend"
+
+	"go.uber.org/zap"
 )
 
 // changeTimeout is the deadline of one tool that changes something. Until SIGKILL ends it LVM ignores signals where
@@ -21,7 +23,8 @@ const (
 )
 
 // change runs a tool that changes something for what ("snapshot vg0/web-01"), and tells whether it wrote anything to
-// standard output. Once begun it is not given up: a tool that is killed in its midst leaves a device suspended.
+// standard output. Once begun it is not given up: a tool that is killed in its midst leaves devices suspended. One that is
+// killed all the same, by its deadline or by others, has them resumed.
 func (s *Store) change(ctx context.Context, what, tool string, args ...string) (said bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, fmt.Errorf("%s: %w", what, ctxError(ctx))
@@ -30,6 +33,11 @@ func (s *Store) change(ctx context.Context, what, tool string, args ...string) (
 	defer cancel()
 	defer s.changed()
 	out, err := s.run.Run(ctx, tool, args...)
+	if wasKilled(err) {
+		if again := s.resume(context.WithoutCancel(ctx)); again != nil {
+			s.log.Error("a tool was killed, and what it had suspended may still be so: dmsetup info shows it, vgchange --refresh resumes it", zap.String("for", what), zap.Error(again))
+		}
+	}
 	if err != nil {
 		return false, toolFailed(what, err)
 	}

@@ -16,7 +16,6 @@ const activateBatch = 64
 
 // Repair implements backend.Snapshotter. It
 //
-//   - lets an origin go on that a tool of ours left suspended when it was killed (lvchange --refresh),
 //   - removes LVs with a record of ours in state pending or removing that are plain: lvcreate begins and lvremove ends with
 //     such a one, in commits of their own,
 //   - activates thin snapshots of ours, as the host's own activation may be restricted or have come too early, or as their VG appeared later.
@@ -45,7 +44,6 @@ func (s *Store) Repair(ctx context.Context) error {
 
 func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
 	var inactive []string
-	refreshed := map[string]bool{}
 	for _, l := range g.lvs {
 		if ctx.Err() != nil {
 			return append(errs, ctxError(ctx))
@@ -53,12 +51,6 @@ func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
 		m, ours := parseTags(l.tags)
 		if !ours || l.hidden || recordFault(l.tags) != nil {
 			continue
-		}
-		if origin := originOf(l, m); origin != nil && !refreshed[origin.name] && anySuspended(h, origin, l) {
-			refreshed[origin.name] = true
-			if err := s.refresh(ctx, origin); err != nil {
-				errs = append(errs, err)
-			}
 		}
 		switch {
 		case isRemains(l, m.State):
@@ -91,40 +83,4 @@ func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
 func isRemains(l *lv, state backend.SnapshotState) bool {
 	return (state == backend.SnapshotPending || state == backend.SnapshotRemoving) &&
 		l.origin == "" && l.originUUID == "" && !l.isThin() && l.pool == "" && isOurName(l.name)
-}
-
-// originOf is the LV that a snapshot is of, or was to become one of, which only its name says; nil if it is gone.
-func originOf(l *lv, m backend.SnapshotMeta) *lv {
-	if l.origin != "" {
-		return l.vg.lv(l.origin)
-	}
-	for _, o := range l.vg.lvs {
-		if o.hidden || o == l {
-			continue
-		}
-		if name, err := snapshotName(o, m.Set, m.Disk.VDev); err == nil && name == l.name {
-			return o
-		}
-	}
-	return nil
-}
-
-// anySuspended tells whether a device of a snapshot or of its origin is suspended. While the host's lock is held, none of our
-// tools is at work that could have it so.
-func anySuspended(h *host, origin, l *lv) bool {
-	for _, dev := range []*device{h.dm.of(origin), h.dm.layer(origin, "real"), h.dm.of(l), h.dm.layer(l, "cow")} {
-		if dev != nil && dev.suspended {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *Store) refresh(ctx context.Context, origin *lv) error {
-	if _, err := s.change(ctx, "resume "+origin.id(), "lvchange", "--refresh", "--select", `lv_uuid="`+origin.uuid+`"`, "--", origin.id()); err != nil {
-		return err
-	}
-	fault.Point("lvm.repair.refreshed")
-	s.log.Warn("resumed a volume that a crash had left suspended", zap.String("op", "repair"), zap.String("volume", origin.id()))
-	return nil
 }
