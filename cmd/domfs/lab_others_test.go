@@ -177,7 +177,7 @@ func TestLab_ExpiryAndHoldSurviveRestarts(t *testing.T) {
 	m = h.mount()
 	open, err := os.Open(m.at("snapshots/vm/open/disks/xvda/p1/files/etc/hostname"))
 	must(t, err)
-	due := time.Now().Add(40 * time.Second).UTC().Format(time.RFC3339)
+	due := time.Now().Add(15 * time.Second).UTC().Format(time.RFC3339)
 	for _, name := range []string{"due", "held", "open"} {
 		must(t, m.set("snapshots/vm/"+name+"/expires", due))
 	}
