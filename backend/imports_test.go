@@ -128,8 +128,8 @@ func importFault(from, to string) string {
 	case withinAny(from, "backend/all") || forTests(from):
 		return ""
 	case driver(from) != "":
-		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr", "backend/blockdev", "backend/hostdev") && driver(to) != driver(from) {
-			return "a driver imports backend, backend/run, backend/fault, backend/proc, backend/syserr, backend/blockdev and backend/hostdev, and never another driver"
+		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr", "backend/blockdev", "backend/hostdev", "backend/lru") && driver(to) != driver(from) {
+			return "a driver imports backend, backend/run, backend/fault, backend/proc, backend/syserr, backend/blockdev, backend/hostdev and backend/lru, and never another driver"
 		}
 	case driver(to) != "" || withinAny(to, "backend/all"):
 		return "only backend/all and cmd name drivers"
@@ -264,6 +264,9 @@ func TestImports_RuleRefusesWhatTheArchitectureForbids(t *testing.T) {
 		{"backend/mapper/loop", "domfs/backend/mapper/kpartx", true},
 		{"control", "domfs/backend/mapper/kpartx", true},
 		{"control", "domfs/backend/hostdev", true},
+		{"backend/format/qcow2", "domfs/backend/lru", false},
+		{"backend/lru", "domfs/backend/format/qcow2", true},
+		{"control", "domfs/backend/lru", true},
 		{"vfs", "domfs/cmd/domfs", true},
 		{"vfs", "github.com/hanwen/go-fuse/v2/fuse", false},
 		{"vfs", "github.com/jessevdk/go-flags", true},

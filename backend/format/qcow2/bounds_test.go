@@ -16,6 +16,7 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/backendtest/testneed"
+	"domfs/backend/lru"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -80,6 +81,37 @@ func TestMemory_StaysBoundedWithTheLargestTables(t *testing.T) {
 	if grown := heap() - before; grown > 16*mib {
 		t.Errorf("after closing, %d MiB are held", grown/mib)
 	}
+}
+
+func TestCaches_TakeWhatIsAccountedOfThem(t *testing.T) {
+	const most, size = 4 * mib, 512 // the least that a cluster and a piece of an L2 table have
+	check := func(name string, before, accounted int64) {
+		takes := float64(heap()-before) / float64(accounted)
+		t.Logf("%s take %.3f of what is accounted", name, takes)
+		if takes > 1 || takes < 0.8 {
+			t.Errorf("%s: it is not what they take", name)
+		}
+	}
+	before := heap()
+	c := lru.New[clusterKey, []byte](most)
+	for n := range uint64(100_000) {
+		_, err := c.Load(clusterKey{entry: n}, func() ([]byte, int, error) { return make([]byte, size), size, nil })
+		must(t, err)
+	}
+	check("clusters", before, int64(c.Bytes()))
+
+	before = heap()
+	p := lru.New[tableKey, *tablePiece](most)
+	for n := range uint64(100_000) {
+		_, err := p.Load(tableKey{at: n, kind: l2Slice}, func() (*tablePiece, int, error) {
+			b := &tablePiece{at: n, entries: make([]uint64, size/8)}
+			return b, b.bytes(), nil
+		})
+		must(t, err)
+	}
+	check("pieces of tables", before, int64(p.Bytes()))
+	runtime.KeepAlive(c)
+	runtime.KeepAlive(p)
 }
 
 func TestSearch_EndsSoonInHostileTables(t *testing.T) {

@@ -50,8 +50,8 @@ func (im *image) readPart(t *part) error {
 		copy(t.p, c[t.in:])
 		return nil
 	}
-	if b := clusters.lookup(im.clusterKey(t.entry)); b != nil && b.err == nil {
-		copy(t.p, b.data)
+	if c, ok := clusters.Lookup(im.clusterKey(t.entry)); ok {
+		copy(t.p, c)
 		return nil
 	}
 	return im.decompress(t.p, t.entry)

@@ -9,6 +9,7 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/backendtest/testneed"
+	"domfs/backend/lru"
 )
 
 // withHelpers gives reads n helpers, however many processors there are.
@@ -117,7 +118,7 @@ func TestRead_PanicsWhereItWasCalled(t *testing.T) {
 
 func TestRead_OfTheWholeImageLeavesTheCacheToSmallReads(t *testing.T) {
 	before := clusters
-	clusters = newCache(mib)
+	clusters = lru.New[clusterKey, []byte](mib)
 	t.Cleanup(func() { clusters = before })
 	want, path := compressedImage(t, 4*mib, "cluster_size=64k")
 	file := openFile(t, path)

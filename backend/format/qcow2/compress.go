@@ -20,25 +20,18 @@ var decompressing = make(chan struct{}, maxDecompressing)
 // cluster returns a compressed cluster by its L2 entry. Of several readers, one decompresses it.
 func (im *image) cluster(entry uint64) ([]byte, error) {
 	key := im.clusterKey(entry)
-	if b := clusters.lookup(key); b != nil && b.err == nil {
-		return b.data, nil
+	if c, ok := clusters.Lookup(key); ok {
+		return c, nil
 	}
-	b, err := clusters.load(key, func(b *block) error {
-		dst := make([]byte, im.m.clusterSize())
-		if err := im.decompress(dst, entry); err != nil {
-			return err
-		}
-		b.data = dst
-		return nil
+	return clusters.Load(key, func() ([]byte, int, error) {
+		c := make([]byte, im.m.clusterSize())
+		err := im.decompress(c, entry)
+		return c, len(c), err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return b.data, nil
 }
 
-func (im *image) clusterKey(entry uint64) cacheKey {
-	return cacheKey{image: im.m.id, kind: cluster, at: entry}
+func (im *image) clusterKey(entry uint64) clusterKey {
+	return clusterKey{image: im.m.id, entry: entry}
 }
 
 // decompress reads a compressed cluster into dst, which is as large (QEMU's docs/interop/qcow2, "Compressed Clusters Descriptor"). Its length is

@@ -73,7 +73,7 @@ func (h *header) open(file, backing backend.Device, l1 table, size int64) (backe
 // images counts the images opened, to name them in the caches.
 var images atomic.Uint64
 
-type lastSlice = atomic.Pointer[block]
+type lastSlice = atomic.Pointer[tablePiece]
 
 // image is an open image.
 type image struct {
@@ -129,8 +129,7 @@ func (im *image) Close() error {
 	if im.closed.Swap(true) {
 		return os.ErrClosed
 	}
-	tables.forget(im.m.id)
-	clusters.forget(im.m.id)
+	forget(im.m.id)
 	im.last.Store(nil)
 	err := im.m.file.Close()
 	if im.backing != nil {

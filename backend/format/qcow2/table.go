@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"encoding/binary"
-	"errors"
 	"math/bits"
 	"sync"
 )
@@ -25,8 +24,6 @@ const (
 )
 
 const subclusters = 32 // of a cluster, with extended L2 entries
-
-var errPanicked = errors.New("a reader of the same block panicked")
 
 type kind uint8
 
@@ -131,7 +128,7 @@ func (m *mapping) span(last *lastSlice, off, want int64, w *work) run {
 		return r
 	}
 	const held = 1<<data | 1<<compressed | 1<<invalid
-	end := min(off+want, int64(b.key.at+1)<<m.sliceShift)
+	end := min(off+want, int64(b.at+1)<<m.sliceShift)
 	if b.holds&^held == 0 {
 		w.take(1)
 		return run{kind: data, n: end - off}
@@ -154,9 +151,9 @@ func (m *mapping) span(last *lastSlice, off, want int64, w *work) run {
 }
 
 // find returns the piece of an L2 table in which off is, or the run that it is where there is none.
-func (m *mapping) find(last *lastSlice, off, want int64, w *work) (*block, run, error) {
+func (m *mapping) find(last *lastSlice, off, want int64, w *work) (*tablePiece, run, error) {
 	no := uint64(off) >> m.sliceShift
-	if b := last.Load(); b != nil && b.key.at == no {
+	if b := last.Load(); b != nil && b.at == no {
 		return b, run{}, nil
 	}
 	b, free, err := m.slice(no, off, want, w)
@@ -173,15 +170,15 @@ func (m *mapping) find(last *lastSlice, off, want int64, w *work) (*block, run, 
 
 // slice returns the piece of an L2 table with the number no, in which off is. It is nil where no table is
 // allocated, which goes on for free bytes at least.
-func (m *mapping) slice(no uint64, off, want int64, w *work) (b *block, free int64, err error) {
-	key := cacheKey{image: m.id, kind: l2Slice, at: no}
-	if b := tables.lookup(key); b != nil && b.err == nil {
+func (m *mapping) slice(no uint64, off, want int64, w *work) (b *tablePiece, free int64, err error) {
+	key := tableKey{image: m.id, kind: l2Slice, at: no}
+	if b, ok := tables.Lookup(key); ok {
 		return b, 0, nil
 	}
 	return m.loadSlice(key, off, want, w)
 }
 
-func (m *mapping) loadSlice(key cacheKey, off, want int64, w *work) (*block, int64, error) {
+func (m *mapping) loadSlice(key tableKey, off, want int64, w *work) (*tablePiece, int64, error) {
 	at, free, err := m.l2Table(off, want, w)
 	if err != nil || at == 0 {
 		return nil, free, err
@@ -189,12 +186,13 @@ func (m *mapping) loadSlice(key cacheKey, off, want int64, w *work) (*block, int
 	inTable := int64(key.at) << m.sliceShift & (1<<m.l2Shift - 1) // guest bytes
 	first := at + inTable>>m.clusterBits<<m.entryBits
 	w.take(int64(m.sliceBytes >> m.entryBits))
-	b, err := tables.load(key, func(b *block) (err error) {
-		if b.entries, err = m.file.readTable(first, m.sliceBytes); err != nil {
-			return err
+	b, err := tables.Load(key, func() (*tablePiece, int, error) {
+		entries, err := m.file.readTable(first, m.sliceBytes)
+		if err != nil {
+			return nil, 0, err
 		}
-		b.holds = m.holds(b.entries)
-		return nil
+		b := &tablePiece{at: key.at, entries: entries, holds: m.holds(entries)}
+		return b, b.bytes(), nil
 	})
 	return b, 0, err
 }
@@ -228,14 +226,18 @@ func (m *mapping) l2Table(off, want int64, w *work) (at, free int64, err error) 
 
 // l1Page is the n-th piece of the L1 table.
 func (m *mapping) l1Page(n int) ([]uint64, error) {
-	key := cacheKey{image: m.id, kind: l1Page, at: uint64(n)}
-	if b := tables.lookup(key); b != nil && b.err == nil {
+	key := tableKey{image: m.id, kind: l1Page, at: uint64(n)}
+	if b, ok := tables.Lookup(key); ok {
 		return b.entries, nil
 	}
-	b, err := tables.load(key, func(b *block) (err error) {
+	b, err := tables.Load(key, func() (*tablePiece, int, error) {
 		first := int64(n) * sliceMax
-		b.entries, err = m.file.readTable(m.l1.off+first, int(min(sliceMax, int64(m.l1.entries)*8-first)))
-		return err
+		entries, err := m.file.readTable(m.l1.off+first, int(min(sliceMax, int64(m.l1.entries)*8-first)))
+		if err != nil {
+			return nil, 0, err
+		}
+		b := &tablePiece{at: key.at, entries: entries}
+		return b, b.bytes(), nil
 	})
 	if err != nil {
 		return nil, err
@@ -259,13 +261,13 @@ func (m *mapping) holds(entries []uint64) (c content) {
 }
 
 // runIn is lookup in a slice.
-func (m *mapping) runIn(b *block, off, want int64) run {
+func (m *mapping) runIn(b *tablePiece, off, want int64) run {
 	if c := b.holds; c == zero.bit() || c == unallocated.bit() {
 		k := unallocated
 		if c == zero.bit() {
 			k = zero
 		}
-		end := int64(b.key.at+1) << m.sliceShift
+		end := int64(b.at+1) << m.sliceShift
 		return run{kind: k, n: min(end-off, want)}
 	}
 	if m.extended {
@@ -391,7 +393,7 @@ func (m *mapping) runExtended(entries []uint64, off, want int64) run {
 	return r
 }
 
-func (m *mapping) faulty(b *block, off int64) error {
+func (m *mapping) faulty(b *tablePiece, off int64) error {
 	i := int(off>>m.clusterBits) & (m.sliceBytes>>m.entryBits - 1)
 	if m.extended {
 		return corrupt("has the L2 entry %#x with the bitmap %#x for guest byte %d, which cannot be: check it with qemu-img check", b.entries[2*i], b.entries[2*i+1], off)

@@ -90,7 +90,7 @@ type btreeNode struct {
 
 func (n *btreeNode) empty() bool { return len(n.keys) == 0 && len(n.runs) == 0 }
 
-func (n *btreeNode) bytes() int { return 8*(len(n.keys)+len(n.values)) + 16*len(n.runs) }
+func (n *btreeNode) bytes() int { return 8*(len(n.keys)+len(n.values)) + 16*len(n.runs) + nodeOverhead }
 
 // find is the index of the last key that is not above key, -1 if all are.
 func (n *btreeNode) find(key uint64) int {
@@ -177,10 +177,16 @@ func eachRun(keys, values []byte, entries int, f func(mapRun)) {
 // node returns the decoded node at block.
 func (p *thinPool) node(block uint64, kind btreeKind) (*btreeNode, error) {
 	key := nodeKey{pool: p.id, block: block, kind: kind}
-	if n := nodes.lookup(key); n != nil && n.err == nil {
-		return n.node, nil
+	if n, ok := nodes.Lookup(key); ok {
+		return n, nil
 	}
-	return nodes.load(key, func() (*btreeNode, error) { return p.readNode(block, kind) })
+	return nodes.Load(key, func() (*btreeNode, int, error) {
+		n, err := p.readNode(block, kind)
+		if err != nil {
+			return nil, 0, err
+		}
+		return n, n.bytes(), nil
+	})
 }
 
 // readNode reads a node past the cache.

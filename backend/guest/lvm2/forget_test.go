@@ -11,6 +11,7 @@ import (
 // A guest's volumes are never closed: what is held for them has to go with them.
 
 func TestThin_ForgetsThePoolsThatAreGone(t *testing.T) {
+	restrictNodes(t, mebi)
 	m, b := smallPool(t)
 	data := patternDevice{size: int64(m.dataChunks) * m.chunk, seed: 1}
 	p, err := openThinPool(data, plainBytes(b), m.chunk)
@@ -19,23 +20,12 @@ func TestThin_ForgetsThePoolsThatAreGone(t *testing.T) {
 	noError(t, err)
 	_, err = d.ReadAt(make([]byte, 1), 0)
 	noError(t, err)
-	id := p.id
-	held := func() (count int) {
-		nodes.mu.Lock()
-		defer nodes.mu.Unlock()
-		for key := range nodes.nodes {
-			if key.pool == id {
-				count++
-			}
-		}
-		return count
-	}
 	runtime.GC()
-	if held() == 0 {
+	if nodes.Bytes() == 0 {
 		t.Fatal("nothing is held of a pool that is read")
 	}
 	runtime.KeepAlive(d)
-	untilCollected(t, func() bool { return held() == 0 })
+	untilCollected(t, func() bool { return nodes.Bytes() == 0 })
 }
 
 func TestCOW_ForgetsTheSnapshotsThatAreGone(t *testing.T) {

@@ -122,7 +122,7 @@ func openThinPool(data, meta backend.Device, chunkBytes int64) (*thinPool, error
 		p.warnings = append(p.warnings, fmt.Sprintf("the thin pool's metadata should have %d blocks, and their volume has %d: some of what is mapped may not be readable", blocks, p.metaBlocks))
 	}
 	// Nobody closes a guest's volumes.
-	runtime.AddCleanup(p, nodes.forget, p.id)
+	runtime.AddCleanup(p, poolForgetter(), p.id)
 	return p, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/lru"
 )
 
 // smallPool is a pool with trees of two levels and little else, and its metadata.
@@ -327,16 +328,11 @@ func fileEnds(t *testing.T, d backend.Device) {
 	}
 }
 
-// restrictNodes gives the cache so many bytes.
+// restrictNodes gives the test an empty cache of so many bytes.
 func restrictNodes(t testing.TB, bytes int) {
-	nodes.mu.Lock()
-	defer nodes.mu.Unlock()
-	nodes.max = bytes
-	t.Cleanup(func() {
-		nodes.mu.Lock()
-		defer nodes.mu.Unlock()
-		nodes.max = nodeCacheBytes
-	})
+	before := nodes
+	nodes = lru.New[nodeKey, *btreeNode](bytes)
+	t.Cleanup(func() { nodes = before })
 }
 
 func TestThin_IsReadByManyAtOnce(t *testing.T) {
@@ -378,9 +374,7 @@ func TestThin_IsReadByManyAtOnce(t *testing.T) {
 		}
 	}
 	w.Wait()
-	nodes.mu.Lock()
-	defer nodes.mu.Unlock()
-	if nodes.bytes > 16*kibi {
-		t.Errorf("%d bytes of nodes are held", nodes.bytes)
+	if held := nodes.Bytes(); held == 0 || held > 16*kibi {
+		t.Errorf("%d bytes of nodes are held", held)
 	}
 }

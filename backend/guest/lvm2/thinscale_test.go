@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"domfs/backend"
@@ -106,10 +107,8 @@ func TestThin_CostsAFewNodesHoweverMuchIsMapped(t *testing.T) {
 			if at, err := s.NextHole(5); err != nil || at != d.Size() {
 				t.Errorf("the hole behind all data is at %d of %d, %v", at, d.Size(), err)
 			}
-			nodes.mu.Lock()
-			defer nodes.mu.Unlock()
-			if nodes.bytes > mebi {
-				t.Errorf("%d bytes of nodes are held", nodes.bytes)
+			if held := nodes.Bytes(); held == 0 || held > mebi {
+				t.Errorf("%d bytes of nodes are held", held)
 			}
 		})
 	}
@@ -219,3 +218,36 @@ type patternless struct{ size int64 }
 func (d patternless) Size() int64                           { return d.size }
 func (d patternless) Close() error                          { return nil }
 func (d patternless) ReadAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+func TestNodes_TakeWhatIsAccountedOfThem(t *testing.T) {
+	restrictNodes(t, 8*mebi)
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	b := make([]byte, metaBlockBytes)
+	before := heap()
+	for block := range uint64(40_000) {
+		_, err := nodes.Load(nodeKey{block: block, kind: mappingsTree}, func() (*btreeNode, int, error) {
+			keys := make([]uint64, 84+r.IntN(168)) // a third full at least, as the kernel leaves them
+			for i := range keys {
+				keys[i] = uint64(2 * i)
+			}
+			putNode(b, block, []uint32{btreeInternal, btreeLeaf}[block%2], keys, make([]uint64, len(keys)))
+			n, err := decodeNode(b, block, mappingsTree)
+			if err != nil {
+				return nil, 0, err
+			}
+			return n, n.bytes(), nil
+		})
+		noError(t, err)
+	}
+	takes := float64(heap()-before) / float64(nodes.Bytes())
+	t.Logf("nodes take %.3f of what is accounted", takes)
+	if takes > 1 || takes < 0.8 {
+		t.Error("it is not what they take")
+	}
+}
