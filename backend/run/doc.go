@@ -8,6 +8,9 @@
 // then killed with all that it started; one that cannot be killed, as it waits for a
 // device, is left behind and reaped when it ends.
 //
+// A program that is to run beside us for a while, with a pipe in each direction, is a Child; it is started in the
+// same surroundings, and has no deadline but its own.
+//
 // Names that come from outside are arguments after "--"; that is the caller's care.
 //
 // What a driver's tests need of the host is a Transcript: recorded once from the real

@@ -29,6 +29,14 @@ const (
 // environment is all of a tool's.
 var environment = []string{"PATH=" + path, "LC_ALL=C", "HOME=/"}
 
+type inheritedKey struct{}
+
+// Inheriting is ctx in which each tool, and what it starts, has f open as descriptor 3: a lock that f holds lasts
+// until they have all ended, whatever becomes of us.
+func Inheriting(ctx context.Context, f *os.File) context.Context {
+	return context.WithValue(ctx, inheritedKey{}, f)
+}
+
 // execute runs a tool.
 func execute(ctx context.Context, argv []string) outcome {
 	failed := func(err error) outcome { return outcome{exit: -1, err: err} }
@@ -65,6 +73,9 @@ func execute(ctx context.Context, argv []string) outcome {
 		Stdout:      stdout.w,
 		Stderr:      stderr.w,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, // a process group, too, and no terminal
+	}
+	if f, ok := ctx.Value(inheritedKey{}).(*os.File); ok {
+		cmd.ExtraFiles = []*os.File{f}
 	}
 	if err := cmd.Start(); err != nil {
 		return failed(startError(file, err))

@@ -21,7 +21,7 @@ var packages = map[string]string{
 	"lvm": "lvm2", "lvs": "lvm2", "vgs": "lvm2", "pvs": "lvm2", "lvcreate": "lvm2", "lvremove": "lvm2", "lvchange": "lvm2",
 	"lvextend": "lvm2", "lvresize": "lvm2", "lvrename": "lvm2", "lvconvert": "lvm2", "dmsetup": "dmsetup",
 	"kpartx": "kpartx", "thin_check": "thin-provisioning-tools", "thin_delta": "thin-provisioning-tools", "thin_dump": "thin-provisioning-tools",
-	"xl": "xen-utils-common", "xenstore": "xenstore-utils", "xenstore-ls": "xenstore-utils", "xenstore-read": "xenstore-utils",
+	"xl": "xen-utils-common", "xenstore": "xenstore-utils", "xenstore-ls": "xenstore-utils", "xenstore-read": "xenstore-utils", "xenstore-write": "xenstore-utils",
 	"virsh": "libvirt-clients", "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "qemu-storage-daemon": "qemu-system-common",
 	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "udevadm": "udev", "fusermount3": "fuse3",
 	"gluster": "glusterfs-cli", "rbd": "ceph-common", "drbdadm": "drbd-utils", "iscsiadm": "open-iscsi",

@@ -49,6 +49,13 @@ func New(log *zap.Logger) *Runner {
 // wrote to standard output, also with an error. An error is an *Error; it wraps
 // ErrTimeout when the deadline passed, ErrNotExist when the program is not installed.
 func (r *Runner) Run(ctx context.Context, name string, args ...string) ([]byte, error) {
+	stdout, _, err := r.Both(ctx, name, args...)
+	return stdout, err
+}
+
+// Both is Run for a tool that says only on standard error that it failed: what it wrote there comes as text on one
+// line, also where it exited with 0.
+func (r *Runner) Both(ctx context.Context, name string, args ...string) (stdout []byte, stderr string, err error) {
 	argv := append([]string{name}, args...)
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -59,9 +66,9 @@ func (r *Runner) Run(ctx context.Context, name string, args ...string) ([]byte, 
 	o := r.do(ctx, argv)
 	r.log.Debug("exec", zap.Strings("argv", argv), zap.Int("exit", o.exit), zap.Duration("took", time.Since(began)), zap.Error(o.err))
 	if o.err == nil && o.exit == 0 && o.signal == 0 {
-		return o.stdout, nil
+		return o.stdout, oneLine(string(o.stderr)), nil
 	}
-	return o.stdout, &Error{Argv: argv, Exit: o.exit, Signal: o.signal, Stderr: string(o.stderr), Err: o.err}
+	return o.stdout, oneLine(string(o.stderr)), &Error{Argv: argv, Exit: o.exit, Signal: o.signal, Stderr: string(o.stderr), Err: o.err}
 }
 
 // Error is a tool that failed.
