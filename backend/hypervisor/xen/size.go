@@ -1,0 +1,99 @@
+package xen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"domfs/backend"
+
+	"go.uber.org/zap"
+)
+
+var _ backend.SizeNotifier = (*Driver)(nil)
+
+// How long a new size is waited for, and how often it is looked for. The kernel's blkback looks ten times a second.
+const (
+	sizeLimit = 5 * time.Second
+	sizePause = 50 * time.Millisecond
+)
+
+// CanNotify is ErrUnsupported but for a block device that the kernel of this domain serves: blkback compares the device's
+// size with what it has told the guest each time that it serves requests, and since Linux 3.11 every 100 ms.
+func (d *Driver) CanNotify(ctx context.Context, dom backend.Domain, vdev string) error {
+	k, err := d.device(ctx, dom.ID, vdev)
+	if err != nil {
+		return err
+	}
+	return d.canNotify(k)
+}
+
+func (d *Driver) canNotify(k *device) error {
+	_, block := uint64(0), false
+	if k.server == 0 && k.kind == "phy" {
+		_, block = d.stat(k.target)
+	}
+	switch {
+	case k.server != 0:
+		return fmt.Errorf("it is served by domain %d, which cannot be asked: %w", k.server, backend.ErrUnsupported)
+	case k.kind == "qdisk":
+		return fmt.Errorf("it is served by QEMU (qdisk), which keeps the size that the disk had when it was opened: %w", backend.ErrUnsupported)
+	case k.kind == "tap":
+		return fmt.Errorf("it is served by tapdisk, which keeps the size that the disk had when it was opened: %w", backend.ErrUnsupported)
+	case k.kind != "phy":
+		return fmt.Errorf("it is served by %.40q, which tells no new sizes: %w", k.kind, backend.ErrUnsupported)
+	case !block:
+		return fmt.Errorf("%.200q is served through a loop device or a script, which keeps its size: %w", k.target, backend.ErrUnsupported)
+	}
+	return nil
+}
+
+// NotifySize waits until blkback has told the guest, for some seconds at most. There is nothing to be done for it. nil is also for a
+// guest that has not connected to the disk (it reads the size when it does), and for a blkback that has not noticed (one
+// older than Linux 3.11 does when the guest uses the disk next): that is logged.
+func (d *Driver) NotifySize(ctx context.Context, dom backend.Domain, vdev string, sizeBytes int64) error {
+	k, err := d.device(ctx, dom.ID, vdev)
+	if err != nil {
+		return err
+	}
+	if err := d.canNotify(k); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sizeLimit)
+	defer cancel()
+	for {
+		told, err := d.told(ctx, k, sizeBytes)
+		if err == nil && told {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-time.After(sizePause):
+			continue
+		case <-ctx.Done():
+		}
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return ctx.Err()
+		}
+		d.log.Warn("a domain has not been told of a disk's new size yet; it is when it uses the disk next",
+			zap.String("domain", dom.Name), zap.String("disk", vdev), zap.Int64("size", sizeBytes), zap.Duration("waited", sizeLimit))
+		return nil
+	}
+}
+
+// told tells whether the guest knows the size, or will when it connects.
+func (d *Driver) told(ctx context.Context, k *device, sizeBytes int64) (bool, error) {
+	state, err := d.number(ctx, k.back+"/state")
+	if err != nil || state != stateConnected {
+		return err == nil, err
+	}
+	sectors, err := d.number(ctx, k.back+"/sectors")
+	if err != nil {
+		return false, err
+	}
+	return sectors > math.MaxInt64/sectorBytes || sectors*sectorBytes >= sizeBytes, nil
+}
