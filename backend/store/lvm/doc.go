@@ -42,6 +42,16 @@
 // A tool that is killed leaves what its last commit says, and perhaps an origin suspended: lvcreate's first commit is a plain LV,
 // with the tags; the second makes it a snapshot. Repair resumes the one and removes the other, and nothing that has no record of ours.
 //
+// # New volumes
+//
+// Create makes a linear LV in a VG, or a thin one in a pool, with the tags of create.go. What the extents held before is another guest's:
+// Clear overwrites all of a linear one with zeroes; a thin one reads as zeroes as long as its pool zeroes what it hands out, and
+// is refused by a pool that does not. Keep takes the tags away: from then on it is an LV like any other. Until then Repair removes it if
+// nobody has it open: who clears it has, and so has the block backend of a guest. One that was cleared and then written to is not removed, but
+// kept: the guest that it was given to has used it.
+//
+// Delete removes an LV that nobody has open, is no part of others, and has no snapshots.
+//
 // # Growth
 //
 // LVM rounds what is added up to whole extents, the same number for each stripe; RoundSize says the same. It grows no volume that

@@ -209,9 +209,12 @@ func TestLabStore_KeepsTheContract(t *testing.T) {
 					New:       func(*testing.T) backend.Store { return New(Options{VGs: []string{vgName}}) },
 					Disk:      labDisk(id, "xvda"),
 					SizeBytes: size,
-					Missing:   labDisk(vgName+"/nothing", "xvdb"),
-					Foreign:   []backend.Disk{{VDev: "xvdc", Format: "raw", Source: "/var/lib/image.img"}, {VDev: "xvdd", Format: "raw", Source: "nbd://host/x"}},
-					Write:     func(t *testing.T, p []byte, off int64) { writeDevice(t, "/dev/"+id, p, off) },
+
+					Overcommits: thin,
+
+					Missing: labDisk(vgName+"/nothing", "xvdb"),
+					Foreign: []backend.Disk{{VDev: "xvdc", Format: "raw", Source: "/var/lib/image.img"}, {VDev: "xvdd", Format: "raw", Source: "nbd://host/x"}},
+					Write:   func(t *testing.T, p []byte, off int64) { writeDevice(t, "/dev/"+id, p, off) },
 				}
 			})
 		})

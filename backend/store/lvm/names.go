@@ -3,6 +3,7 @@ package lvm
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strconv"
 	"strings"
 
 	"domfs/backend"
@@ -84,4 +85,51 @@ func isOurName(name string) bool {
 	}
 	tail := rest[len(rest)-hashDigits-1:]
 	return tail[0] == '-' && strings.Trim(tail[1:], "0123456789abcdef") == ""
+}
+
+// reservedStarts are how names may not begin: LVM's own, and ours of snapshots, by which rules of udev know those.
+var reservedStarts = []string{"snapshot", "pvmove", namePrefix, "-", "."}
+
+// maxSameName is how many volumes may have the same name but for a number.
+const maxSameName = 99
+
+// volumeName is a name for a new LV: what is wanted, with "_" for what no name may have, cut to a length that leaves room for
+// snapshots' layers, and with a number after it if it is taken.
+func volumeName(g *vg, want string) (string, error) {
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("+_.-", r):
+			return r
+		}
+		return '_'
+	}, want)
+	for _, reserved := range reservedNames {
+		if strings.Contains(name, reserved) {
+			name = strings.ReplaceAll(name, "_", ".")
+		}
+	}
+	for _, start := range reservedStarts {
+		if strings.HasPrefix(name, start) {
+			name = "vm-" + name
+			break
+		}
+	}
+	room := maxDMName - len(realLayer) - len(dmName(g.name, ""))
+	for n := 1; n <= maxSameName; n++ {
+		tail := ""
+		if n > 1 {
+			tail = "-" + strconv.Itoa(n)
+		}
+		cut := name
+		for len(cut) > 0 && len(dmName("", cut+tail))-1 > room {
+			cut = cut[:len(cut)-1]
+		}
+		if cut == "" {
+			return "", backend.Because(backend.ErrUnsupported, "the name of VG %s leaves no room for a volume's, as device-mapper's names have %d bytes, hyphens counted twice", g.name, maxDMName)
+		}
+		if g.lv(cut+tail) == nil {
+			return cut + tail, nil
+		}
+	}
+	return "", backend.Because(backend.ErrExist, "VG %s has %d volumes named %s already", g.name, maxSameName, name)
 }

@@ -19,7 +19,8 @@ const activateBatch = 64
 //   - removes LVs with a record of ours in state pending or removing that are plain: lvcreate begins and lvremove ends with
 //     such a one, in commits of their own,
 //   - activates thin snapshots of ours, as the host's own activation may be restricted or have come too early, or as their VG appeared later.
-//     Thick ones are active when their origin is.
+//     Thick ones are active when their origin is,
+//   - removes volumes that Create made and nobody keeps: see repairNew.
 //
 // Nothing without a record of ours is touched.
 func (s *Store) Repair(ctx context.Context) error {
@@ -47,6 +48,9 @@ func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
 	for _, l := range g.lvs {
 		if ctx.Err() != nil {
 			return append(errs, ctxError(ctx))
+		}
+		if err := s.repairNew(ctx, h, l); err != nil {
+			errs = append(errs, err)
 		}
 		m, ours := parseTags(l.tags)
 		if !ours || l.hidden || recordFault(l.tags) != nil {
@@ -83,4 +87,50 @@ func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
 func isRemains(l *lv, state backend.SnapshotState) bool {
 	return (state == backend.SnapshotPending || state == backend.SnapshotRemoving) &&
 		l.origin == "" && l.originUUID == "" && !l.isThin() && l.pool == "" && isOurName(l.name)
+}
+
+// repairNew removes a volume that was made and is nobody's, as who made it has died: one that was not cleared, and one that was, but to which
+// nobody has written since. Whoever clears a volume has it open, and so has a guest that it was given to.
+func (s *Store) repairNew(ctx context.Context, h *host, l *lv) error {
+	state := volumeState(l.tags)
+	if state != volumePending && state != volumeCleared || l.hidden || l.isPart() || l.isSnapshot() {
+		return nil
+	}
+	if dev := h.dm.of(l); dev != nil && dev.open > 0 {
+		return nil
+	}
+	if state == volumeCleared {
+		used, err := s.isUsed(ctx, l)
+		if err != nil {
+			return fmt.Errorf("%s was to be a new disk, and may have become one: it is left as it is: %w", l.id(), err)
+		}
+		if used {
+			s.log.Warn("a volume that was to be a new disk has become one: it stays", zap.String("op", "repair"), zap.String("volume", l.id()))
+			return s.keepLV(ctx, "keep "+l.id(), l)
+		}
+	}
+	err := retry(ctx, func() error {
+		_, err := s.change(ctx, "remove "+l.id(), "lvremove", deleteArgs(l)...)
+		return err
+	})
+	switch {
+	case errors.Is(err, backend.ErrNotExist) || isBusy(err): // somebody has it after all
+		return nil
+	case err != nil:
+		return err
+	}
+	fault.Point("lvm.repair.unmade")
+	s.log.Info("removed a volume that was to be a new disk, whose making a crash cut off", zap.String("op", "repair"), zap.String("volume", l.id()))
+	return nil
+}
+
+// isUsed tells whether somebody has written to a volume that was cleared.
+func (s *Store) isUsed(ctx context.Context, l *lv) (bool, error) {
+	d, err := s.Open(ctx, backend.Volume{Store: storeName, ID: l.id(), Format: backend.FormatRaw})
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	untouched, err := isUntouched(d)
+	return !untouched, err
 }

@@ -106,6 +106,7 @@ func (s *Store) volume(h *host, d backend.Disk) (v backend.Volume, l *lv) {
 func (s *Store) describe(h *host, l *lv, v *backend.Volume) {
 	v.Store, v.ID, v.Driver, v.Pool = storeName, l.id(), l.driver(), l.poolName()
 	v.SizeBytes = l.visibleBytes()
+	v.Unfinished = volumeState(l.tags) != ""
 	v.Generation = l.mix(uint64(l.vg.seqno))
 	format, err := backend.FindFormat(s.formats, v.Format)
 	if err != nil {
