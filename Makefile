@@ -65,12 +65,12 @@ test: go ## every test, under the race detector, with the real program
 
 race: test ## the same: make test is under the race detector
 
-lab: go ## the tests that need LVM and its kernel, in a machine of their own (QEMU, no KVM needed)
+lab: go ## the tests that need LVM and its kernel, or Xen, in machines of their own (QEMU, no KVM needed)
 	@testdata/deps lab
 	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
 	@bin/lab -go '$(GO)' $(call quoted,$(LABFLAGS))
 
-lab-shell: go ## a prompt in that machine: two volume groups, guests' disks on them, domfs on /mnt/domfs
+lab-shell: go ## a prompt in that machine: two volume groups, guests' disks on them, domfs on /mnt/domfs; LABFLAGS=-xen for one with Xen
 	@testdata/deps lab
 	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
 	@bin/lab -go '$(GO)' -shell $(call quoted,$(LABFLAGS))
@@ -95,7 +95,7 @@ bench: go ## compare with the kernel's mount of the same image, QEMU's export of
 	@testdata/deps run demo bench lab
 	$(GO) run ./testdata/bench $(BENCHFLAGS)
 	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -o bin/lab ./testdata/lab
-	@bin/lab -go '$(GO)' -bench '^BenchmarkLab_' $(call quoted,$(LABFLAGS))
+	@bin/lab -go '$(GO)' -bench '^BenchmarkLab[_A-Z]' $(call quoted,$(LABFLAGS))
 
 fuzz: go ## each fuzz target for FUZZTIME, then MUTATIONS images with changed metadata
 	@testdata/deps run demo test

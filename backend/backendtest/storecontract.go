@@ -35,6 +35,8 @@ type StoreFixture struct {
 	Write func(t *testing.T, p []byte, off int64)
 	// Copies tells whether snapshots are copied by Fill.
 	Copies bool
+	// Overcommits tells whether volumes can be made that are larger than what is free.
+	Overcommits bool
 	// Reserve tells whether snapshots have a reserve, of less than SizeBytes, and there is room to
 	// extend it to what it can use at most.
 	Reserve bool
@@ -77,6 +79,12 @@ func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
 		{"Reserve_NeverShrinks", testReserveShrink},
 		{"Reserve_IsCutToWhatCanBeUsed", testReserveMax},
 	}
+	createTests := storeTests{
+		{"Create_MakesAnEmptyVolumeThatIsKept", testCreate},
+		{"Create_CutOffLeavesNothing", testCreateCutOff},
+		{"Create_FindsANameThatIsFree", testCreateTwice},
+		{"Create_Refuses", testCreateRefuses},
+	}
 	first := fixture(t)
 	store := first.New(t)
 	if _, ok := store.(backend.Snapshotter); ok {
@@ -84,6 +92,9 @@ func Store(t *testing.T, fixture func(t *testing.T) StoreFixture) {
 	}
 	if _, ok := store.(backend.Resizer); ok {
 		tests = append(tests, resizeTests...)
+	}
+	if _, ok := store.(backend.Creator); ok {
+		tests = append(tests, createTests...)
 	}
 	if _, ok := store.(backend.Reserver); ok && first.Reserve {
 		tests = append(tests, reserveTests...)

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// kernelFault is what a kernel says when it can no longer be trusted.
-var kernelFault = regexp.MustCompile(`Kernel panic|kernel BUG at|\bBUG: |\bOops: |general protection fault|[Uu]nable to handle (kernel|page fault)|soft lockup|hard LOCKUP|blocked for more than \d+ seconds|Internal error: `)
+// kernelFault is what a kernel, or Xen, says when it can no longer be trusted.
+var kernelFault = regexp.MustCompile(`Kernel panic|kernel BUG at|\bBUG: |\bOops: |general protection fault|[Uu]nable to handle (kernel|page fault)|soft lockup|hard LOCKUP|blocked for more than \d+ seconds|Internal error: |\(XEN\).*(Panic on CPU|Assertion |Xen BUG at|Hardware Dom0 crashed|Domain 0 crashed)`)
 
 const (
 	tailLines    = 60

@@ -31,11 +31,12 @@ type disks struct {
 func makeDisks(ctx context.Context, dir string, packages []string, s shares, o options) (disks, error) {
 	d := disks{payload: filepath.Join(dir, "payload")}
 	tree := filepath.Join(dir, "tree")
-	plan := report.Tests{Run: o.run, Bench: o.bench, TimeoutSeconds: int(o.timeout.Seconds())}
+	plan := report.Tests{Bench: o.bench != "", TimeoutSeconds: int(o.timeout.Seconds())}
 	// Tests that end themselves at each step of a change need the steps, as in make test.
 	builds := [][]string{
 		{"build", "-o", filepath.Join(tree, "guest"), "./testdata/lab/guest"},
 		{"build", "-tags", "faults", "-o", filepath.Join(tree, "domfs"), "./cmd/domfs"},
+		{"build", "-o", filepath.Join(tree, "domu"), "./testdata/lab/domu"},
 	}
 	for _, p := range packages {
 		b := report.Binary{Package: importPath(p), Dir: p, Path: strings.ReplaceAll(p, "/", "-") + ".test", Runs: s.runs[p]}
@@ -72,7 +73,7 @@ func makeDisks(ctx context.Context, dir string, packages []string, s shares, o o
 	if err := makePayload(ctx, tree, d.payload); err != nil {
 		return d, err
 	}
-	for i := range s.machines {
+	for i := range s.kinds {
 		d.scratches = append(d.scratches, filepath.Join(dir, fmt.Sprintf("scratch-%d", i)))
 		if err := makeSparse(d.scratches[i], scratchBytes); err != nil {
 			return d, err

@@ -8,13 +8,17 @@
 // kept in ~/.cache/domfs-lab by a hash of what it is made from. Several labs may run
 // at once: each has its own disks, which are gone when it ends, however it ends.
 //
+// Tests named TestLabXen… run in a machine of their own, which Xen boots with that kernel as its dom0; -machines is
+// how many others there are. They make guests, of the same kernel, that write to their disks: domu/.
+//
 // With -bench it runs the packages' BenchmarkLab… instead, and shows what they measure.
 //
 // Its last line is "N passed, N failed, N skipped". It fails where a test fails, where a
-// test binary leaves something on the machine, where the machine's kernel panics, oopses
+// test binary leaves something on the machine, where the machine's kernel or Xen panics, oopses
 // or hangs, and where nothing is heard for too long.
 //
 //	image/    what is built once: packages, kernel modules, init
 //	guest/    what runs in the machine
 //	report/   what the two say to each other
+//	domu/     what runs in Xen's guests, and what their records say of a copy of their disks
 package main

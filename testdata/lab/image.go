@@ -23,6 +23,8 @@ const forgetAfter = 7 * 24 * time.Hour
 // image is what the machine boots.
 type image struct {
 	kernel, initrd, root string
+	xen                  string
+	unpacked             string // the kernel, as Xen starts it
 }
 
 // findImage is the image that the files in source make, built where the cache has none.
@@ -51,7 +53,10 @@ func findImage(ctx context.Context, source string) (image, error) {
 	if err := os.Chtimes(dir, now, now); err != nil {
 		return image{}, err
 	}
-	return image{kernel: filepath.Join(dir, "vmlinuz"), initrd: filepath.Join(dir, "initrd"), root: filepath.Join(dir, "root.ext4")}, nil
+	return image{
+		kernel: filepath.Join(dir, "vmlinuz"), initrd: filepath.Join(dir, "initrd"), root: filepath.Join(dir, "root.ext4"),
+		xen: filepath.Join(dir, "xen"), unpacked: filepath.Join(dir, "vmlinux"),
+	}, nil
 }
 
 func cacheDir() (string, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -23,6 +24,7 @@ type options struct {
 	brief    bool
 	list     bool
 	shell    bool
+	xen      bool
 	console  string
 	memory   int // MiB
 	machines int
@@ -41,9 +43,10 @@ func main() {
 	flag.BoolVar(&o.brief, "brief", false, "show the output of tests that fail or are skipped only")
 	flag.BoolVar(&o.list, "list", false, "print the packages that have such tests, and do no more")
 	flag.BoolVar(&o.shell, "shell", false, "instead of tests, a prompt in the machine, with a sample host and domfs mounted")
-	flag.StringVar(&o.console, "console", "", "also write the machine's console to this file")
+	flag.BoolVar(&o.xen, "xen", false, "with -shell: in a machine with Xen")
+	flag.StringVar(&o.console, "console", "", "also write the machine's console to this file; a second machine's to FILE.1, …")
 	flag.IntVar(&o.memory, "memory", 2560, "of the machine, MiB")
-	flag.IntVar(&o.machines, "machines", min(2, max(1, runtime.NumCPU())), "so many machines share the tests")
+	flag.IntVar(&o.machines, "machines", min(2, max(1, runtime.NumCPU())), "so many machines share the tests, and one with Xen runs those that need it")
 	flag.IntVar(&o.atOnce, "at-once", max(1, runtime.NumCPU()), "so many machines of labs may run here at the same time; others wait")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "for each package")
 	flag.DurationVar(&o.silence, "silence", 8*time.Minute, "without any output: the machine hangs")
@@ -68,9 +71,9 @@ const (
 
 // lab tells whether all is well.
 func lab(ctx context.Context, o options) (bool, error) {
-	has := labTest
+	has, names, run := labTest, testName, o.run
 	if o.bench != "" {
-		has = labBench
+		has, names, run = labBench, benchmarkName, o.bench
 		// A benchmark says nothing until it has ended.
 		o.silence, o.timeout = max(o.silence, benchSilence), max(o.timeout, benchTimeout)
 	}
@@ -105,21 +108,30 @@ func lab(ctx context.Context, o options) (bool, error) {
 	if o.shell || o.bench != "" || o.console != "" {
 		o.machines = 1
 	}
-	shared, err := share(".", packages, o.run, o.machines)
+	shared, err := share(".", packages, names, run, o.machines)
 	if err != nil {
 		return false, err
+	}
+	if o.shell {
+		shared.kinds = []kind{plain}
+		if o.xen {
+			shared.kinds[0] = withXen
+		}
 	}
 	disks, err := makeDisks(ctx, dir, packages, shared, o)
 	if err != nil {
 		return false, err
 	}
 	if o.shell {
-		err := shell(ctx, image, disks, dir, o.memory)
+		err := shell(ctx, image, disks, dir, machineOptions{kind: shared.kinds[0], memoryMiB: o.memory, logLevel: logAlerts, machines: 1})
 		return err == nil, err
+	}
+	if len(shared.kinds) == 0 {
+		return false, errors.New("no test or benchmark has such a name")
 	}
 	fmt.Printf("lab: %d packages built in %.1f s\n", len(packages), time.Since(start).Seconds())
 	r := runs{o: o, image: image, disks: disks, shared: shared, packages: packages, dir: dir}
-	r.unready.Store(int64(shared.machines))
+	r.unready.Store(int64(len(shared.kinds)))
 	ok, err := r.all(ctx)
 	fmt.Printf("lab: %.1f s in all\n", time.Since(start).Seconds())
 	if o.bench == "" {

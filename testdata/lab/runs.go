@@ -29,12 +29,27 @@ type runs struct {
 
 // all runs the machines, each as soon as it is its turn, and tells whether all is well.
 func (r *runs) all(ctx context.Context) (bool, error) {
-	well := make([]bool, r.shared.machines)
-	errs := make([]error, r.shared.machines)
+	machines := len(r.shared.kinds)
+	well := make([]bool, machines)
+	errs := make([]error, machines)
 	out := &lines{out: os.Stdout}
 	var wg sync.WaitGroup
-	for i := range r.shared.machines {
-		wg.Go(func() { well[i], errs[i] = r.one(ctx, i, out.part()) })
+	for i := range machines {
+		// Each has its turn in their order, so that the one that takes longest does not come last.
+		turn, err := takeTurn(ctx, max(r.o.atOnce, 1))
+		if err != nil {
+			errs[i] = err
+			break
+		}
+		run := func() {
+			defer turn.Close()
+			well[i], errs[i] = r.one(ctx, i, out.part())
+		}
+		if r.o.bench != "" { // what is measured has the host for itself
+			run()
+			continue
+		}
+		wg.Go(run)
 	}
 	wg.Wait()
 	ok := true
@@ -45,16 +60,11 @@ func (r *runs) all(ctx context.Context) (bool, error) {
 }
 
 func (r *runs) one(ctx context.Context, machine int, out io.Writer) (bool, error) {
-	turn, err := takeTurn(ctx, max(r.o.atOnce, 1))
-	if err != nil {
-		return false, err
-	}
-	defer turn.Close()
 	mode := tally.Live
 	switch {
 	case r.o.brief:
 		mode = tally.Brief
-	case r.shared.machines > 1:
+	case len(r.shared.kinds) > 1 && r.o.bench == "":
 		mode = tally.Verbose // whole tests, so that those of two machines can be told apart
 	}
 	s := session{
@@ -76,14 +86,21 @@ func (r *runs) one(ctx context.Context, machine int, out io.Writer) (bool, error
 		s.expected = append(s.expected, importPath(p))
 	}
 	if r.o.console != "" {
-		file, err := os.Create(r.o.console)
+		name := r.o.console
+		if machine > 0 {
+			name = fmt.Sprintf("%s.%d", name, machine)
+		}
+		file, err := os.Create(name)
 		if err != nil {
 			return false, err
 		}
 		defer file.Close()
 		s.consoleCopy = file
 	}
-	return s.run(ctx, shareCommand(r.image, r.disks, r.o.memory, logWarnings, machine, r.shared.machines)), nil
+	return s.run(ctx, machineCommand(r.image, r.disks, machineOptions{
+		kind: r.shared.kinds[machine], memoryMiB: r.o.memory, logLevel: logWarnings,
+		share: machine, machines: min(len(r.shared.kinds), max(r.o.atOnce, 1)),
+	})), nil
 }
 
 // last is the line that ends the run.

@@ -11,61 +11,159 @@ import (
 
 // shares are the tests that each of several machines runs.
 type shares struct {
-	machines int
-	runs     map[string][]string // by package, by machine: as go test's -run; nil where there is one machine
+	kinds []kind              // of the machines
+	runs  map[string][]string // by package, by machine: as go test's -run, or -bench; "" for none
 }
 
-var testName = regexp.MustCompile(`(?m)^func (TestLab[_A-Z]\w*)\(`)
+// kind is what a machine boots.
+type kind int
 
-// share deals the tests of packages that run selects out to machines, one after another. Where run speaks of
-// subtests, or of what no machine could share, there is one.
-func share(root string, packages []string, run string, machines int) (shares, error) {
-	only, err := regexp.Compile(run)
+const (
+	plain   kind = iota // Debian's kernel
+	withXen             // Xen, and that kernel as its dom0
+)
+
+// What is dealt out: functions of these names.
+var (
+	testName      = regexp.MustCompile(`(?m)^func (TestLab[_A-Z]\w*)\(`)
+	benchmarkName = regexp.MustCompile(`(?m)^func (BenchmarkLab[_A-Z]\w*)\(`)
+	xenName       = regexp.MustCompile(`^(Test|Benchmark)LabXen[_A-Z]`)
+)
+
+func kindOf(name string) kind {
+	if xenName.MatchString(name) {
+		return withXen
+	}
+	return plain
+}
+
+// share deals the functions of packages whose names are such, and which run selects, out: those that need Xen to
+// one machine, others to machines, one after another. Where there are fewer than machines, one does.
+func share(root string, packages []string, names *regexp.Regexp, run string, machines int) (shares, error) {
+	p, err := parsePattern(run)
 	if err != nil {
 		return shares{}, fmt.Errorf("-run: %w", err)
 	}
-	one := shares{machines: 1}
-	if machines < 2 || strings.Contains(run, "/") {
-		return one, nil
-	}
-	s := shares{machines: machines, runs: map[string][]string{}}
-	next := 0
-	for _, p := range packages {
-		files, err := filepath.Glob(filepath.Join(root, p, "*_test.go"))
+	found := map[string][]string{} // by package: names
+	count := map[kind]int{}
+	for _, dir := range packages {
+		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 		if err != nil {
 			return shares{}, err
 		}
-		dealt := make([][]string, machines)
 		for _, file := range files {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				return shares{}, err
 			}
-			for _, match := range testName.FindAllSubmatch(text, -1) {
-				if name := string(match[1]); only.MatchString(name) {
-					dealt[next%machines] = append(dealt[next%machines], name)
-					next++
+			for _, match := range names.FindAllSubmatch(text, -1) {
+				if name := string(match[1]); p.selects(name) {
+					found[dir] = append(found[dir], name)
+					count[kindOf(name)]++
 				}
 			}
 		}
-		for _, names := range dealt {
-			run := ""
-			if len(names) > 0 {
-				run = "^(" + strings.Join(names, "|") + ")$"
-			}
-			s.runs[p] = append(s.runs[p], run)
-		}
 	}
-	if next < machines {
-		return one, nil
+	s := shares{runs: map[string][]string{}}
+	if count[withXen] > 0 { // first: it takes longest
+		s.kinds = append(s.kinds, withXen)
+	}
+	if count[plain] < machines {
+		machines = min(1, count[plain])
+	}
+	firstPlain := len(s.kinds)
+	for range machines {
+		s.kinds = append(s.kinds, plain)
+	}
+	next := 0
+	for _, dir := range packages {
+		dealt := make([][]string, len(s.kinds))
+		for _, name := range found[dir] {
+			machine := 0
+			if kindOf(name) == plain {
+				machine = firstPlain + next%machines
+				next++
+			}
+			dealt[machine] = append(dealt[machine], name)
+		}
+		for _, names := range dealt {
+			s.runs[dir] = append(s.runs[dir], p.only(names))
+		}
 	}
 	return s, nil
 }
 
-// of are the packages of which a machine runs tests.
+// of are the packages of which a machine runs something.
 func (s shares) of(machine int, packages []string) []string {
-	if s.runs == nil {
-		return packages
-	}
 	return slices.DeleteFunc(slices.Clone(packages), func(p string) bool { return s.runs[p][machine] == "" })
+}
+
+// pattern is what go test's -run says: alternatives, each of a name and names of subtests.
+type pattern []alternative
+
+type alternative struct {
+	name *regexp.Regexp
+	rest string // "" or from the / on
+}
+
+func parsePattern(run string) (pattern, error) {
+	var p pattern
+	for _, text := range splitPattern(run, '|') {
+		first := splitPattern(text, '/')[0]
+		name, err := regexp.Compile(first)
+		if err != nil {
+			return nil, err
+		}
+		p = append(p, alternative{name: name, rest: text[len(first):]})
+	}
+	return p, nil
+}
+
+// splitPattern splits at a separator that is in no brackets, as the testing package does.
+func splitPattern(text string, separator byte) []string {
+	var parts []string
+	brackets, parentheses, start := 0, 0, 0
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\\':
+			i++
+		case c == '[':
+			brackets++
+		case c == ']':
+			brackets = max(0, brackets-1)
+		case c == '(' && brackets == 0:
+			parentheses++
+		case c == ')' && brackets == 0:
+			parentheses--
+		case c == separator && brackets == 0 && parentheses == 0:
+			parts = append(parts, text[start:i])
+			start = i + 1
+		}
+	}
+	return append(parts, text[start:])
+}
+
+func (p pattern) selects(name string) bool {
+	return slices.ContainsFunc(p, func(a alternative) bool { return a.name.MatchString(name) })
+}
+
+// only is the pattern of these names alone, "" for none.
+func (p pattern) only(names []string) string {
+	var whole, parts []string
+	for _, name := range names {
+		for _, a := range p {
+			if !a.name.MatchString(name) {
+				continue
+			}
+			if a.rest == "" {
+				whole = append(whole, name)
+				break
+			}
+			parts = append(parts, "^"+name+"$"+a.rest)
+		}
+	}
+	if len(whole) > 0 {
+		parts = append(parts, "^("+strings.Join(whole, "|")+")$")
+	}
+	return strings.Join(parts, "|")
 }

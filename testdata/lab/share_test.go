@@ -28,47 +28,84 @@ func writePackage(t *testing.T, root, dir string, tests ...string) {
 
 func TestShare_GivesEachTestToOneMachine(t *testing.T) {
 	root := t.TempDir()
-	writePackage(t, root, "a", "TestLab_One", "TestLabTwo", "TestLab_Three", "TestLabel", "TestOther")
-	writePackage(t, root, "b", "TestLab_Four")
-	packages := []string{"a", "b"}
-	for _, machines := range []int{2, 3, 4} {
-		s, err := share(root, packages, "^TestLab[_A-Z]", machines)
-		if err != nil || s.machines != machines {
-			t.Fatalf("%d machines: %d, %v", machines, s.machines, err)
+	writePackage(t, root, "a", "TestLab_One", "TestLabTwo", "TestLab_Three", "TestLabel", "TestOther", "TestLabXen_Five")
+	writePackage(t, root, "b", "TestLab_Four", "TestLabXenon", "TestLabX")
+	writePackage(t, root, "c", "TestLabXen_Six")
+	packages := []string{"a", "b", "c"}
+	all := map[string]kind{"a TestLab_One": plain, "a TestLabTwo": plain, "a TestLab_Three": plain, "a TestLabXen_Five": withXen,
+		"b TestLab_Four": plain, "b TestLabXenon": plain, "b TestLabX": plain, "c TestLabXen_Six": withXen}
+	for _, machines := range []int{1, 2, 3, 4} {
+		s, err := share(root, packages, testName, "^TestLab[_A-Z]", machines)
+		if err != nil || len(s.kinds) != machines+1 || s.kinds[0] != withXen || slices.Contains(s.kinds[1:], withXen) {
+			t.Fatalf("%d machines: %v, %v", machines, s.kinds, err)
 		}
-		for _, p := range []struct {
-			dir   string
-			names []string
-		}{{"a", []string{"TestLab_One", "TestLabTwo", "TestLab_Three"}}, {"b", []string{"TestLab_Four"}}} {
-			for _, name := range p.names {
-				count := 0
-				for machine, run := range s.runs[p.dir] {
-					if run != "" && regexp.MustCompile(run).MatchString(name) {
-						count++
-						if !slices.Contains(s.of(machine, packages), p.dir) {
-							t.Errorf("machine %d does not know that it runs %s", machine, p.dir)
-						}
+		for test, kind := range all {
+			dir, name, _ := strings.Cut(test, " ")
+			count := 0
+			for machine, run := range s.runs[dir] {
+				if run != "" && regexp.MustCompile(run).MatchString(name) {
+					count++
+					if s.kinds[machine] != kind || !slices.Contains(s.of(machine, packages), dir) {
+						t.Errorf("machine %d, %v, runs %s", machine, s.kinds[machine], name)
 					}
 				}
-				if count != 1 {
-					t.Errorf("%d of %d machines run %s", count, machines, name)
-				}
+			}
+			if count != 1 {
+				t.Errorf("%d of %d machines run %s", count, machines, name)
+			}
+		}
+		for dir, runs := range s.runs {
+			if all := strings.Join(runs, ""); strings.Contains(all, "TestLabel") || strings.Contains(all, "Other") {
+				t.Errorf("%s: %q", dir, runs)
 			}
 		}
 	}
 }
 
-func TestShare_OfSubtestsOrOfHardlyAnyTestIsOneMachines(t *testing.T) {
+func TestShare_RunsWhatAPatternSelects(t *testing.T) {
 	root := t.TempDir()
-	writePackage(t, root, "a", "TestLab_One", "TestLab_Two")
-	for _, run := range []string{"TestLab_One/sub", "TestLab_One"} {
-		s, err := share(root, []string{"a"}, run, 2)
-		if err != nil || s.machines != 1 || s.runs != nil || !slices.Equal(s.of(0, []string{"a"}), []string{"a"}) {
-			t.Errorf("%s: %+v, %v", run, s, err)
+	writePackage(t, root, "a", "TestLab_One", "TestLab_Two", "TestLabXen_Three", "TestLabXen_Four")
+	tests := []struct {
+		run   string
+		kinds []kind
+		runs  []string
+	}{
+		{"TestLab_One", []kind{plain}, []string{"^(TestLab_One)$"}},
+		{"One|Two", []kind{plain, plain}, []string{"^(TestLab_One)$", "^(TestLab_Two)$"}},
+		{"TestLabXen_Three", []kind{withXen}, []string{"^(TestLabXen_Three)$"}},
+		{"TestLabXen", []kind{withXen}, []string{"^(TestLabXen_Three|TestLabXen_Four)$"}},
+		{"Xen.*/phy", []kind{withXen}, []string{"^TestLabXen_Three$/phy|^TestLabXen_Four$/phy"}},
+		{"TestLab_One/(a|b)/[/|]", []kind{plain}, []string{"^TestLab_One$/(a|b)/[/|]"}},
+		{"One/a|Three/b|Four", []kind{withXen, plain}, []string{"^TestLabXen_Three$/b|^(TestLabXen_Four)$", "^TestLab_One$/a"}},
+		{"(One|Three)$", []kind{withXen, plain}, []string{"^(TestLabXen_Three)$", "^(TestLab_One)$"}},
+		{"Five", nil, nil},
+	}
+	for _, test := range tests {
+		s, err := share(root, []string{"a"}, testName, test.run, 2)
+		if err != nil || !slices.Equal(s.kinds, test.kinds) || !slices.Equal(s.runs["a"], test.runs) {
+			t.Errorf("%s: %+v, %v; want %v %q", test.run, s, err, test.kinds, test.runs)
 		}
 	}
-	if _, err := share(root, []string{"a"}, "(", 2); err == nil {
+	if _, err := share(root, []string{"a"}, testName, "(", 2); err == nil {
 		t.Error("( can be run")
+	}
+}
+
+func TestMachine_XenHasItsModules(t *testing.T) {
+	i := image{kernel: "/k,1", unpacked: "/u,1", xen: "/x", initrd: "/i", root: "/r"}
+	d := disks{payload: "/p", scratches: []string{"/s0", "/s1"}}
+	argv := machineCommand(i, d, machineOptions{kind: withXen, memoryMiB: 2560, share: 1, machines: 2})
+	value := func(flag string) string { return argv[slices.Index(argv, flag)+1] }
+	modules := strings.Split(strings.ReplaceAll(value("-initrd"), ",,", "\x00"), ",")
+	if len(modules) != 2 || !strings.HasPrefix(modules[0], "/u\x001 console=hvc0 ") || !strings.Contains(modules[0], "kvm\x00kvm_amd") || modules[1] != "/i" {
+		t.Errorf("modules: %q", modules)
+	}
+	if value("-kernel") != "/x" || !strings.HasSuffix(value("-append"), " dom0_mem=1536M,max:1536M") || value("-smp") != "1" {
+		t.Errorf("command: %q", argv)
+	}
+	argv = machineCommand(i, d, machineOptions{memoryMiB: 2560, machines: 1})
+	if value("-kernel") != "/k,1" || value("-initrd") != "/i" || !strings.HasPrefix(value("-append"), "console=ttyS0 ") || value("-smp") != "2" {
+		t.Errorf("command: %q", argv)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 const shellStart = "#!/bin/bash\nexec " + report.Source + "/testdata/lab/shell\n"
 
 // shell boots a machine with a sample host and gives it the terminal until it ends.
-func shell(ctx context.Context, i image, d disks, dir string, memoryMiB int) error {
-	m, err := startMachine(machineCommand(i, d, memoryMiB, logAlerts), os.Stdout, os.Stdin)
+func shell(ctx context.Context, i image, d disks, dir string, o machineOptions) error {
+	m, err := startMachine(machineCommand(i, d, o), os.Stdout, os.Stdin)
 	if err != nil {
 		return err
 	}

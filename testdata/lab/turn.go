@@ -27,7 +27,7 @@ func takeTurn(ctx context.Context, limit int) (*os.File, error) {
 			}
 		}
 		if !said {
-			fmt.Printf("lab: %d labs run here: waiting for one of them to end\n", limit)
+			fmt.Printf("lab: %d machines run here: waiting for one of them to end\n", limit)
 			said = true
 		}
 		select {

@@ -1,5 +1,5 @@
 // Package leftover tells what tests left behind on the machine: mounts, loop devices,
-// device-mapper's devices, volumes of LVM, processes, temporary files.
+// device-mapper's devices, volumes of LVM, domains of Xen, processes, temporary files.
 package leftover
 
 import (
@@ -18,7 +18,7 @@ import (
 // Scope says where to look.
 type Scope struct {
 	Temp    string // a folder for temporary files; empty: none
-	Volumes bool   // the volumes that LVM knows, too, active or not
+	Volumes bool   // the volumes that LVM knows, too, active or not, and Xen's domains
 	Reap    bool   // take the status of children that have ended; not beside an exec.Cmd that waits for it
 }
 
@@ -39,6 +39,7 @@ func (s Scope) Read() Machine {
 	}
 	if s.Volumes {
 		m.things = append(m.things, volumes()...)
+		m.things = append(m.things, domains()...)
 	}
 	if s.Temp != "" {
 		names, _ := filepath.Glob(s.Temp + "/*")
@@ -174,6 +175,27 @@ func volumes() []string {
 	var found []string
 	for line := range strings.Lines(string(out)) {
 		found = append(found, "volume "+strings.TrimSpace(line))
+	}
+	return found
+}
+
+// domains are those that Xen runs, where this is its dom0.
+func domains() []string {
+	if text, err := os.ReadFile("/proc/xen/capabilities"); err != nil || !strings.Contains(string(text), "control_d") {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "xl", "list").Output()
+	if err != nil {
+		return []string{"domains that cannot be listed: " + err.Error()}
+	}
+	var found []string
+	for line := range strings.Lines(string(out)) {
+		// Name ID Mem VCPUs State Time(s)
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] != "Name" {
+			found = append(found, fmt.Sprintf("domain %s: %s", fields[1], fields[0]))
+		}
 	}
 	return found
 }

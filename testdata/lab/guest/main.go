@@ -78,12 +78,10 @@ func tests(h *host) error {
 		return err
 	}
 	for _, b := range plan.Binaries {
-		if b.Runs != nil {
-			if plan.Run = b.Runs[share]; plan.Run == "" {
-				continue // another machine's
-			}
+		if b.Runs[share] == "" {
+			continue // another machine's
 		}
-		if err := one(h, plan, b); err != nil {
+		if err := one(h, plan, b, b.Runs[share]); err != nil {
 			return fmt.Errorf("%s: %w", b.Package, err)
 		}
 	}
@@ -105,7 +103,7 @@ func shareOf() (int, error) {
 }
 
 // one runs a binary's tests, and tells what they leave.
-func one(h *host, plan report.Tests, b report.Binary) error {
+func one(h *host, plan report.Tests, b report.Binary, run string) error {
 	temp, err := os.MkdirTemp(report.Temp, "")
 	if err != nil {
 		return err
@@ -119,7 +117,7 @@ func one(h *host, plan report.Tests, b report.Binary) error {
 	before := scope.Read()
 	h.say(report.Line{Kind: report.Begin, Package: b.Package})
 	start := time.Now()
-	status, err := execute(h, plan, b, temp)
+	status, err := execute(h, plan, b, run, temp)
 	if err != nil {
 		return err
 	}
@@ -133,17 +131,17 @@ func one(h *host, plan report.Tests, b report.Binary) error {
 }
 
 // execute is the exit status of a binary.
-func execute(h *host, plan report.Tests, b report.Binary, temp string) (int, error) {
+func execute(h *host, plan report.Tests, b report.Binary, run, temp string) (int, error) {
 	limit := time.Duration(plan.TimeoutSeconds) * time.Second
-	args := []string{"-test.v=test2json", "-test.run=" + plan.Run}
-	if plan.Bench != "" {
-		args = []string{"-test.run=^$", "-test.bench=" + plan.Bench, "-test.benchtime=3x"}
+	args := []string{"-test.v=test2json", "-test.run=" + run}
+	if plan.Bench {
+		args = []string{"-test.run=^$", "-test.bench=" + run, "-test.benchtime=3x"}
 	}
 	args = append(args, "-test.paniconexit0", fmt.Sprintf("-test.timeout=%v", limit))
 	cmd := exec.Command(filepath.Join(report.Payload, b.Path), args...)
 	cmd.Dir = filepath.Join(report.Source, b.Dir)
 	// Everything is there, so nothing may be skipped for want of it.
-	cmd.Env = append(os.Environ(), "TMPDIR="+temp, "DOMFS_LAB=1", "DOMFS_NEED_ALL=1", "DOMFS_PROGRAM="+report.Program)
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp, "DOMFS_LAB=1", "DOMFS_NEED_ALL=1", "DOMFS_PROGRAM="+report.Program, "DOMFS_LAB_DOMU="+report.DomU)
 	cmd.Stdout = output{h, b.Package}
 	cmd.Stderr = cmd.Stdout
 	cmd.WaitDelay = 5 * time.Second // a daemon that it left may hold its output open

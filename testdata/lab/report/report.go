@@ -9,25 +9,23 @@ const (
 	Plan    = Payload + "/plan.json"
 	Source  = Payload + "/src" // the repository's files
 	Program = Payload + "/domfs"
-	Temp    = "/scratch/tmp" // XFS, sparse files may be large
+	DomU    = Payload + "/domu" // the first program of Xen's guests
+	Temp    = "/scratch/tmp"    // XFS, sparse files may be large
 )
 
 // Tests is what the machine does.
 type Tests struct {
 	Binaries       []Binary
-	Run            string // the tests' names, as go test's -run
-	Bench          string // instead of tests the benchmarks of this name, as go test's -bench; "" none
-	TimeoutSeconds int    // for each binary
+	Bench          bool // Runs are benchmarks
+	TimeoutSeconds int  // for each binary
 }
 
 // Binary is one package's tests.
 type Binary struct {
 	Package string
-	Dir     string // below Source, where the tests run
-	Path    string // below Payload
-	// Runs are the names of the tests that each machine runs, as go test's -run, "" for none, where several
-	// machines share the tests. Nil: one machine runs Tests.Run.
-	Runs []string
+	Dir     string   // below Source, where the tests run
+	Path    string   // below Payload
+	Runs    []string // what each machine runs, as go test's -run, or its -bench; "" for nothing
 }
 
 // ShareKey is what a machine finds its number by, on its kernel's command line: KEY=NUMBER.
