@@ -61,7 +61,7 @@ const (
 
 // Hypervisor is where domains come from.
 //
-// Optional: Pauser, SizeNotifier.
+// Optional: Pauser, PausePreparer, SizeNotifier, Attacher, Watcher.
 type Hypervisor interface {
 	// Name is the driver's name: xlcfg, xen, …
 	Name() string
@@ -72,12 +72,44 @@ type Hypervisor interface {
 
 // Pauser can stop a running domain for an instant.
 type Pauser interface {
-	// Pause stops the domain's CPUs. resume undoes exactly this pause; it is safe to
-	// call more than once.
+	// Pause stops the domain's CPUs. resume undoes exactly this pause; it is safe to call more than once, and from
+	// an error on, until there is none. It is to be called after an error of Pause as well, if it is not nil.
+	//
+	// Whoever is killed before calling it leaves no domain paused: after a limit of its own, longer than any caller keeps a
+	// domain, the driver resumes it. ErrStale of resume says that the domain is not paused by us, but was not until now either: the limit has passed, or somebody else
+	// has resumed or ended it.
 	Pause(ctx context.Context, d Domain) (resume func(context.Context) error, err error)
+}
+
+// PausePreparer is a Pauser that has something to do before a pause that need not be part of it.
+type PausePreparer interface {
+	Pauser
+	// PreparePause gets ready to pause d: p pauses d alone, and once. release gives that up, or does nothing where p was used.
+	PreparePause(ctx context.Context, d Domain) (p Pauser, release func(), err error)
+}
+
+// Freezer can have a guest bring its filesystems to rest: what is written is on the disks, and nothing is written until it
+// is thawed.
+type Freezer interface {
+	// Freeze freezes the guest of d for a snapshot of that name. thaw undoes it, as resume does what Pauser.Pause did: it is
+	// safe to call more than once, is to be called after an error of Freeze as well, if it is not nil, and says ErrStale where
+	// the guest had been thawed before.
+	Freeze(ctx context.Context, d Domain, snapshot string) (thaw func(context.Context) error, err error)
 }
 
 // SizeNotifier can tell a running domain that a disk has grown.
 type SizeNotifier interface {
+	// CanNotify says why the guest would not see a new size of that disk (ErrUnsupported), nil if it would. It is asked
+	// before the disk grows.
+	CanNotify(ctx context.Context, d Domain, vdev string) error
 	NotifySize(ctx context.Context, d Domain, vdev string, sizeBytes int64) error
+}
+
+// Attacher can give a running domain a disk, and take one from it.
+type Attacher interface {
+	// Attach gives d the disk k and returns once it is connected, or has been taken back. ErrExist where d has
+	// such a vdev; ErrUnsupported with the reason.
+	Attach(ctx context.Context, d Domain, k Disk) error
+	// Detach takes a disk from d. ErrBusy, and nothing has changed, where the guest does not let go of it.
+	Detach(ctx context.Context, d Domain, vdev string) error
 }

@@ -54,6 +54,24 @@ type Filesystem interface {
 	Open(d Device) (FS, error)
 }
 
+// Use is what the bytes of a device tell of whether its guest is using them.
+type Use int
+
+// The uses.
+const (
+	UseUnknown Use = iota // the bytes cannot tell
+	Unused                // nobody writes to it: it was unmounted cleanly, or never mounted
+	InUse                 // it is mounted, or was when its guest ended without unmounting it
+)
+
+// UseTeller is a Filesystem that can tell of a live device, whose bytes may change at any time, whether its guest has it
+// mounted for writing. That a guest has it mounted read-only no bytes tell.
+type UseTeller interface {
+	// Use reads little. why is a sentence's end for InUse and UseUnknown: "is mounted". An error is for a device that
+	// cannot be read.
+	Use(d Device) (u Use, why string, err error)
+}
+
 // InterruptibleOpener is a Filesystem whose Open a caller can end.
 type InterruptibleOpener interface {
 	// OpenUntil is Open that ends with context.Canceled soon after done is closed.

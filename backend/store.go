@@ -21,6 +21,8 @@ type Volume struct {
 	// Holder names who has the volume open (a process, a loop device), "" if nobody
 	// that counts: such a volume's domain is running.
 	Holder string
+	// Unfinished: a Creator made it, and Keep was not called since.
+	Unfinished bool
 	// Err says why the volume cannot be read (missing, a directory, …); the sizes are
 	// then not valid.
 	Err error
@@ -42,7 +44,7 @@ type Pool struct {
 
 // Store is where volumes live.
 //
-// Optional: Snapshotter, Filler, Reserver, Watcher, Resizer, Resumer, Excluder.
+// Optional: Snapshotter, Filler, Reserver, Watcher, Resizer, Resumer, Creator, Excluder.
 type Store interface {
 	// Name is the store's name: image, lvm, phy.
 	Name() string
@@ -179,6 +181,41 @@ type Resizer interface {
 	RoundSize(v Volume, sizeBytes int64) int64
 }
 
+// VolumeRequest asks for a new volume.
+type VolumeRequest struct {
+	Pool string // Name of the Pool that it takes its space from
+	// Name is what it is to be called. The store makes of it a name that it can have and that nothing else has.
+	Name      string
+	SizeBytes int64 // at least; rounded up to what the store allots
+}
+
+// Creator is a Store that can make volumes, and remove them.
+//
+// A volume becomes lasting in three steps: Create makes it, NewVolume.Clear has it read as zeroes, Keep says that
+// it is somebody's from now on. Each is durable when it returns. One that was not kept is removed by Repair, unless somebody
+// has it open, or has written to it after it was cleared.
+type Creator interface {
+	// Create makes a volume: ErrNoDevice where there is no such pool, ErrNoSpace with the numbers, ErrUnsupported with
+	// the reason; then nothing is left.
+	Create(ctx context.Context, req VolumeRequest) (NewVolume, error)
+	// Keep says that a volume is not to be removed by Repair any more. One that need not be kept is no error.
+	Keep(ctx context.Context, v Volume) error
+	// Delete removes a volume: ErrBusy, and nothing has changed, while somebody has it open or it has snapshots. One that is
+	// gone already is no error.
+	Delete(ctx context.Context, v Volume) error
+}
+
+// NewVolume is a volume that a Creator has made. Until it is closed, Repair, of other daemons too, leaves it alone.
+type NewVolume interface {
+	Volume() Volume
+	// Source is what a Disk has as its Source to be on it.
+	Source() string
+	// Clear makes all of it read as zeroes: nobody is to read what other guests had there before. progress is called now and
+	// then with bytes done of bytes in all. It may take long, and ends soon after ctx does.
+	Clear(ctx context.Context, progress func(done, total int64)) error
+	Close() error
+}
+
 // Reserver is a Snapshotter of snapshots whose space for copies on write is bounded.
 type Reserver interface {
 	// ExtendReserve grows ReserveBytes to at least sizeBytes, rounded up to what the store allots and
@@ -203,7 +240,7 @@ type Excluder interface {
 }
 
 // Watcher is a Store that learns at once when the fill or the validity of its snapshots and
-// pools passes a mark.
+// pools passes a mark, or a Hypervisor that learns when a domain, its state or its disks change.
 type Watcher interface {
 	// Watch calls changed once when it has begun to watch, so that nothing is missed, and then whenever something
 	// has happened, until ctx ends; it does not poll. changed must not block. An error says that watching is impossible: whoever wants to know has to ask then.

@@ -4,16 +4,21 @@ package all
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"domfs/backend"
 	"domfs/backend/format/qcow2"
+	"domfs/backend/freeze"
 	"domfs/backend/guest/blkid"
 	"domfs/backend/guest/ext4"
 	"domfs/backend/guest/lvm2"
 	"domfs/backend/guest/part"
+	"domfs/backend/hypervisor/xen"
 	"domfs/backend/hypervisor/xlcfg"
 	"domfs/backend/mapper/kpartx"
 	"domfs/backend/mapper/loop"
+	"domfs/backend/run"
+	"domfs/backend/run/hold"
 	"domfs/backend/store/image"
 	"domfs/backend/store/lvm"
 	"domfs/backend/store/phy"
@@ -26,8 +31,31 @@ type Options struct {
 	XLConfig  []string // xl's configuration files, and folders of them; none: xl's own places
 	ImageDirs []string // folders of image files to show as stores beside those that disks lie in, and to follow backing files in
 	LVM       LVM
-	Log       *zap.Logger
+	Freeze    Freeze
+	// Records is what the paths of records begin with of what guests are kept in: paused, frozen.
+	Records string
+	Log     *zap.Logger
 }
+
+// Freeze are the commands that freeze and thaw guests; empty: guests are not frozen.
+type Freeze struct {
+	Freeze, Thaw string
+	Timeout      time.Duration // for each
+}
+
+// Check says what of the options is wrong; ErrInvalid.
+func (o Freeze) Check() error {
+	switch {
+	case (o.Freeze == "") != (o.Thaw == ""):
+		return fmt.Errorf("--freeze-cmd and --thaw-cmd are given both or not at all: %w", backend.ErrInvalid)
+	case o.Timeout < time.Second || o.Timeout > maxFreezeTimeout:
+		return fmt.Errorf("--freeze-timeout: %s is not from 1s to %s: %w", o.Timeout, maxFreezeTimeout, backend.ErrInvalid)
+	}
+	return nil
+}
+
+// maxFreezeTimeout keeps a snapshot's deadline far off.
+const maxFreezeTimeout = 2 * time.Minute
 
 // LVM are the options of the store lvm.
 type LVM struct {
@@ -46,15 +74,38 @@ func (o LVM) Check() error {
 	return nil
 }
 
-// Hypervisors are the places where domains come from.
+// Hypervisors are the places where domains come from, those that know what runs before those that know what is
+// configured. Xen is one of them where this host is Xen's domain 0 when the program starts; xenstored may be started later.
 func Hypervisors(o Options) []backend.Hypervisor {
 	paths := o.XLConfig
 	if len(paths) == 0 {
 		paths = xlcfg.DefaultPaths
 	}
-	return []backend.Hypervisor{
-		xlcfg.New(paths, o.Log),
+	var hs []backend.Hypervisor
+	if xen.Available() {
+		hs = append(hs, xen.New(xen.Options{Records: o.Records, Log: o.Log}))
 	}
+	return append(hs, xlcfg.New(paths, o.Log))
+}
+
+// Holds are the states of guests that a process of its own keeps.
+func Holds(log *zap.Logger) hold.Kinds {
+	runner := run.New(log)
+	return hold.Kinds{
+		xen.PauseKind: xen.NewPause(runner),
+		freeze.Kind:   freeze.NewTask(runner),
+	}
+}
+
+// Freezer freezes guests; nil where they are not to be.
+func Freezer(o Options) backend.Freezer {
+	if o.Freeze.Freeze == "" {
+		return nil
+	}
+	return freeze.New(freeze.Options{
+		Freeze: o.Freeze.Freeze, Thaw: o.Freeze.Thaw, Timeout: o.Freeze.Timeout,
+		Holds: hold.Options{Runner: run.New(o.Log), Log: o.Log, Records: o.Records, Kinds: Holds(o.Log)},
+	})
 }
 
 // Formats are the readers of volumes that are not raw.

@@ -61,6 +61,11 @@ func TestDriver_HasTheCapabilitiesAskedForAndNoOther(t *testing.T) {
 		_, resizes := s.(backend.Resizer)
 		_, reserves := s.(backend.Reserver)
 		_, watches := s.(backend.Watcher)
+		_, attaches := h.Hypervisor.Driver(caps).(backend.Attacher)
+		_, creates := s.(backend.Creator)
+		if attaches != (caps&Attach != 0) || creates != (caps&(Create|Resize) == Create|Resize) {
+			t.Errorf("%b: attaches %t, creates %t", caps, attaches, creates)
+		}
 		if pauses != (caps&Pause != 0) || notifies != (caps&Notify != 0) || fills != (caps&Fill != 0) ||
 			resizes != (caps&Resize != 0) || snapshots != (caps&(Snapshot|Fill|Reserve) != 0) ||
 			reserves != (caps&Reserve != 0) || watches != reserves {

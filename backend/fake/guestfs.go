@@ -119,6 +119,23 @@ func (gs *Guests) Open(d backend.Device) (backend.FS, error) {
 	return &guestFS{g: g, d: d, gs: gs}, nil
 }
 
+// Use tells what SetUse set.
+func (gs *Guests) Use(d backend.Device) (backend.Use, string, error) {
+	lines, err := header(d)
+	if err != nil {
+		return backend.UseUnknown, "", err
+	}
+	_, id, _, _ := fields(lines[0])
+	gs.mu.Lock()
+	g := gs.byID[id]
+	gs.mu.Unlock()
+	if g == nil {
+		return backend.UseUnknown, "is not known", nil
+	}
+	u := backend.Use(g.use.Load())
+	return u, map[backend.Use]string{backend.InUse: "is mounted", backend.UseUnknown: "has a superblock that is not understood"}[u], nil
+}
+
 // Table is the backend.Layout for TableHeader.
 type Table struct{}
 
@@ -159,7 +176,11 @@ type Guest struct {
 	next   uint64
 	faults atomic.Pointer[func(op string, ino uint64) error]
 	walks  atomic.Pointer[func(op string, done <-chan struct{}) error]
+	use    atomic.Int64 // a backend.Use
 }
+
+// SetUse sets what Guests.Use tells of the filesystem: backend.Unused at first.
+func (g *Guest) SetUse(u backend.Use) { g.use.Store(int64(u)) }
 
 // GuestNode is an inode. A test may change all of it before the Guest is added.
 type GuestNode struct {
@@ -187,6 +208,7 @@ type GuestRun struct {
 func NewGuest(id string) *Guest {
 	g := &Guest{ID: id, nodes: map[uint64]*GuestNode{}, next: 2,
 		Stat: backend.FSStat{BlockSize: 4096, Blocks: 1000, BlocksFree: 400, BlocksAvail: 300, Files: 500, FilesFree: 200, NameLen: 255}}
+	g.SetUse(backend.Unused)
 	g.root = g.node(backend.TypeDir, 0o755)
 	g.root.parent = g.root
 	return g

@@ -20,8 +20,10 @@ const (
 	Fill                      // backend.Filler (and backend.Snapshotter)
 	Resize                    // backend.Resizer
 	Reserve                   // backend.Reserver and backend.Watcher (and backend.Snapshotter)
+	Attach                    // backend.Attacher
+	Create                    // backend.Creator, of a store with Resize
 
-	All = Pause | Notify | Snapshot | Fill | Resize | Reserve
+	All = Pause | Notify | Snapshot | Fill | Resize | Reserve | Attach | Create
 )
 
 // Host is one hypervisor and one store. A test that wants more makes them with

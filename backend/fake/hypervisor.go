@@ -31,26 +31,50 @@ func NewHypervisor(name string) *Hypervisor {
 	return &Hypervisor{name: name, nextID: 1}
 }
 
-// Driver is what control sees, with those of Pause and Notify that caps names.
+// Driver is what control sees, with those of Pause, Notify and Attach that caps names.
 func (h *Hypervisor) Driver(caps Caps) backend.Hypervisor {
-	d := hvDriver{h}
-	switch caps & (Pause | Notify) {
+	d, p, n, a := hvDriver{h}, hvPauser{h}, hvNotifier{h}, hvAttacher{h}
+	switch caps & (Pause | Notify | Attach) {
 	case Pause:
 		return struct {
 			hvDriver
 			hvPauser
-		}{d, hvPauser{h}}
+		}{d, p}
 	case Notify:
 		return struct {
 			hvDriver
 			hvNotifier
-		}{d, hvNotifier{h}}
+		}{d, n}
 	case Pause | Notify:
 		return struct {
 			hvDriver
 			hvPauser
 			hvNotifier
-		}{d, hvPauser{h}, hvNotifier{h}}
+		}{d, p, n}
+	case Attach:
+		return struct {
+			hvDriver
+			hvAttacher
+		}{d, a}
+	case Pause | Attach:
+		return struct {
+			hvDriver
+			hvPauser
+			hvAttacher
+		}{d, p, a}
+	case Notify | Attach:
+		return struct {
+			hvDriver
+			hvNotifier
+			hvAttacher
+		}{d, n, a}
+	case Pause | Notify | Attach:
+		return struct {
+			hvDriver
+			hvPauser
+			hvNotifier
+			hvAttacher
+		}{d, p, n, a}
 	}
 	return d
 }
@@ -176,23 +200,29 @@ func (p hvPauser) Pause(ctx context.Context, d backend.Domain) (func(context.Con
 	dom.State = backend.StatePaused
 	undone := false // guarded by h.mu
 	return func(ctx context.Context) error {
-		if _, err := h.enter(ctx, "Resume", d.Name); err != nil {
+		after, err := h.enter(ctx, "Resume", d.Name)
+		if err != nil {
 			return err
 		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if undone || dom.ID != d.ID {
-			return nil
+			return after
 		}
 		undone = true
 		if dom.pauses--; dom.pauses == 0 {
 			dom.State = backend.StateRunning
 		}
-		return nil
+		return after
 	}, nil
 }
 
 type hvNotifier struct{ host *Hypervisor }
+
+func (n hvNotifier) CanNotify(ctx context.Context, d backend.Domain, vdev string) error {
+	_, err := n.host.enter(ctx, "CanNotify", d.Name)
+	return err
+}
 
 func (n hvNotifier) NotifySize(ctx context.Context, d backend.Domain, vdev string, sizeBytes int64) error {
 	if _, err := n.host.enter(ctx, "NotifySize", d.Name); err != nil {

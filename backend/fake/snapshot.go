@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"domfs/backend"
@@ -201,6 +202,7 @@ func (d snapshotter) Repair(ctx context.Context) error {
 	d.store.mu.Lock()
 	defer d.store.mu.Unlock()
 	d.store.stray = 0
+	maps.DeleteFunc(d.store.volumes, func(_ string, v *volume) bool { return v.unfinished && !v.making && v.holder == "" })
 	for _, v := range d.store.snapshots {
 		if errors.Is(v.err, backend.ErrNoDevice) {
 			v.err = nil

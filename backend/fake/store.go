@@ -29,6 +29,7 @@ type Store struct {
 	reserve   int64                   // guarded by mu; of the snapshots that are made; 0: they have none
 	watchers  map[*func()]bool        // guarded by mu
 	pools     map[string]backend.Pool // guarded by mu; beside the store's own
+	making    int                     // guarded by mu; new volumes not closed
 }
 
 type volume struct {
@@ -42,6 +43,8 @@ type volume struct {
 	origin     *volume          // of a snapshot
 	reserved   int64            // of a snapshot that is copied
 	pool       string           // "" the store's own
+	unfinished bool             // was made, and not kept
+	making     bool             // was made, and is not closed
 	reserve    int64            // of a thick snapshot
 	used       int64            // of its reserve
 	copied     map[int64]bool   // by chunk: whether the origin's first write to it was seen
@@ -258,11 +261,14 @@ func (s *Store) describe(v *volume) backend.Volume {
 		pool = v.pool
 	}
 	return backend.Volume{Store: s.name, ID: v.id, Driver: "fake", Format: "raw", Pool: pool,
-		SizeBytes: v.size(), Generation: v.generation, Holder: v.holder, Err: v.err}
+		SizeBytes: v.size(), Generation: v.generation, Holder: v.holder, Unfinished: v.unfinished, Err: v.err}
 }
 
-// Driver is what control sees, with those of Snapshot, Fill, Resize and Reserve that caps names.
+// Driver is what control sees, with those of Snapshot, Fill, Resize, Reserve and Create that caps names.
 func (s *Store) Driver(caps Caps) backend.Store {
+	if caps&(Create|Resize) == Create|Resize {
+		return s.creatingDriver(caps)
+	}
 	d, sn, f, r, w := storeDriver{s}, snapshotter{s}, filler{s}, resizer{s}, reserver{s}
 	if caps&(Fill|Reserve) != 0 {
 		caps |= Snapshot
