@@ -26,6 +26,7 @@ type change struct {
 	quiet            bool   // nothing was to do: no line, no event
 	message          string // for the event of its success
 	extra            []zap.Field
+	paused, frozen   time.Duration // how long the domain was so for it
 	began            time.Time
 	ignoreIfNotExist bool // what is to be changed may be gone: no failure
 }
@@ -89,12 +90,13 @@ func (c *change) finish(err error) error {
 			h.logFailure(c, took, err)
 		}
 		h.emit(Event{Event: "error", Domain: c.domain, Snapshot: c.snapshot, Disk: c.disk, Errno: h.errno(err),
-			Message: c.op + ": " + oneLine(err.Error()), Took: took.Seconds()})
+			Message: c.op + ": " + oneLine(err.Error()), Took: took.Seconds(), Paused: c.paused.Seconds(), Frozen: c.frozen.Seconds()})
 		return err
 	}
 	h.stats.add("changes_"+c.op, 1)
 	h.log.Info("done", append(c.fields(took), c.extra...)...)
-	h.emit(Event{Event: c.op, Domain: c.domain, Snapshot: c.snapshot, Disk: c.disk, Message: c.message, Took: took.Seconds()})
+	h.emit(Event{Event: c.op, Domain: c.domain, Snapshot: c.snapshot, Disk: c.disk, Message: c.message, Took: took.Seconds(),
+		Paused: c.paused.Seconds(), Frozen: c.frozen.Seconds()})
 	return nil
 }
 
@@ -105,6 +107,12 @@ func (c *change) fields(took time.Duration) []zap.Field {
 	}
 	if c.disk != "" {
 		fs = append(fs, zap.String("disk", c.disk))
+	}
+	if c.frozen > 0 {
+		fs = append(fs, zap.Duration("frozen", c.frozen))
+	}
+	if c.paused > 0 {
+		fs = append(fs, zap.Duration("paused", c.paused))
 	}
 	return append(fs, zap.Duration("took", took))
 }

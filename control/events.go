@@ -14,7 +14,7 @@ import (
 // Event is one thing that happened; it is marshalled as one JSON object.
 type Event struct {
 	Time     time.Time `json:"time"`
-	Event    string    `json:"event"` // snapshot, remove, rename, resize, extend, fill, forecast, invalid, error, warning, expire, …
+	Event    string    `json:"event"` // snapshot, remove, rename, resize, attach, detach, extend, fill, forecast, invalid, error, warning, expire, …
 	Domain   string    `json:"domain,omitempty"`
 	Snapshot string    `json:"snapshot,omitempty"`
 	Disk     string    `json:"disk,omitempty"`
@@ -23,6 +23,9 @@ type Event struct {
 	Done     int64     `json:"done_bytes,omitempty"`
 	Total    int64     `json:"total_bytes,omitempty"`
 	Took     float64   `json:"took_seconds,omitempty"`
+	// Paused and Frozen are how long the domain was kept so: from before it was asked for until it was undone.
+	Paused float64 `json:"paused_seconds,omitempty"`
+	Frozen float64 `json:"frozen_seconds,omitempty"`
 }
 
 // MarshalJSON writes the bytes done of each event that has a total, though they are none yet.

@@ -92,7 +92,7 @@ func TestForeign_IsNeverExpiredNorRepaired(t *testing.T) {
 	c.forward(100 * 365 * 24 * time.Hour)
 	b.must(b.Snapshot(t.Context(), "web01", "s")) // which ends what is half-made
 	again := newBench(t, setup{onFake: b.fake, options: func(o *Options) { o.Foreign = true }})
-	b.must(again.SetExpires(t.Context(), "web01", "s", "+7d"))
+	b.must(again.SetHold(t.Context(), "web01", "s", "1")) // a change, after which expiry looks
 	wantEqual(t, "sets", again.sets("web01"), []string{"byhand", "filling", "pending", "s"})
 	for _, op := range b.fake.Store.Ops() {
 		if strings.HasPrefix(op, "Remove") {

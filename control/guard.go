@@ -18,7 +18,7 @@ import (
 // guard watches what can overflow: the reserves of thick snapshots, and the thin pools that have snapshots. It
 // extends reserves, tells how full they are and when they will be, and what has become invalid.
 //
-// While there is nothing to watch it sleeps, without a timer. What wakes it: a store's event (Watcher), a
+// While there is nothing to watch it sleeps, without a timer. What wakes it: a store's or a hypervisor's event (Watcher), a
 // change of this Host, and a reading of the host, for whomever, with something to watch in it. Awake, it reads
 // the host every few seconds, the more often the faster something fills.
 type guard struct {
@@ -26,7 +26,7 @@ type guard struct {
 	began time.Time
 	clock func() time.Duration // monotonic, since began
 	kick  chan struct{}        // one slot: look
-	event atomic.Bool          // a store says that something has happened: look at the host anew
+	event atomic.Bool          // a store or a hypervisor says that something has happened: look at the host anew
 	idle  atomic.Bool          // asleep without a timer
 
 	mu   sync.Mutex
@@ -67,7 +67,41 @@ func (g *guard) start() error {
 			return err
 		}
 	}
+	for _, hv := range g.h.o.Hypervisors {
+		if w, ok := hv.(backend.Watcher); ok {
+			if err := g.h.spawn(func() { g.watchDomains(hv.Name(), w) }); err != nil {
+				return err
+			}
+		}
+	}
 	return g.h.spawn(g.loop)
+}
+
+// watchDomains has the host read anew when a hypervisor says that a domain has changed, so that who looks at it is told. One that
+// cannot watch now is asked to again after a while; until then a change is seen by whoever reads next.
+func (g *guard) watchDomains(hypervisor string, w backend.Watcher) {
+	for {
+		err := w.Watch(g.h.done, g.happened)
+		if g.h.done.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = fmt.Errorf("it ended watching: %w", backend.ErrIO)
+		}
+		fields := []zap.Field{zap.String("hypervisor", hypervisor), zap.Error(err)}
+		if errors.Is(err, backend.ErrUnsupported) {
+			g.h.log.Debug("a hypervisor has no events on this host", fields...)
+			return
+		}
+		g.h.log.Warn("a hypervisor's events cannot be watched: changes of its domains are seen when somebody looks", fields...)
+		timer := time.NewTimer(g.h.lim.retry)
+		select {
+		case <-timer.C:
+		case <-g.h.done.Done():
+			timer.Stop()
+			return
+		}
+	}
 }
 
 func (g *guard) watch(store string, w backend.Watcher) {
@@ -178,6 +212,7 @@ func (g *guard) loop() {
 	defer timer.Stop()
 	var last time.Duration // when the host was read for an event
 	var held time.Duration // since when such a reading is put off
+	gap := h.lim.sampleGap
 	for {
 		select {
 		case <-h.done.Done():
@@ -187,7 +222,7 @@ func (g *guard) loop() {
 		}
 		g.idle.Store(false)
 		if g.event.Load() {
-			if left := h.lim.sampleGap - (g.clock() - last); left > 0 && last > 0 {
+			if left := gap - (g.clock() - last); left > 0 && last > 0 {
 				timer.Reset(left) // events come in swarms
 				continue
 			}
@@ -207,6 +242,8 @@ func (g *guard) loop() {
 		wait := h.lim.sampleSlow
 		if err == nil {
 			wait = g.look(inv)
+			// A guest can cause events: a host that is slow to read is not read all the time for them.
+			gap = max(h.lim.sampleGap, min(inv.took, maxSlowAge))
 		}
 		if wait > 0 {
 			timer.Reset(wait)

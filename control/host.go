@@ -2,7 +2,7 @@
 // the changes to it. It knows no FUSE and no driver, only the interfaces of backend.
 //
 // Reading and changing are apart. Inventory is one reading of everything, cached for a
-// moment; the verbs (Snapshot, Remove, Rename, Resize, SetExpires, SetHold) each take the
+// moment; the verbs (Snapshot, Remove, Rename, Resize, Attach, Detach, SetExpires, SetHold) each take the
 // host's lock, read afresh, and run to their end. The drivers' own records (tags,
 // manifests) are the only state: what a crash leaves is found there by Start.
 package control
@@ -48,8 +48,14 @@ type Options struct {
 	MaxAge time.Duration
 	// AutoExtend says when the reserves of snapshots are extended; the zero value is never.
 	AutoExtend AutoExtend
+	// NoPause leaves domains running while they are snapshotted.
+	NoPause bool
+	// Freezer freezes the guests that run for their snapshots; nil: they are not frozen.
+	Freezer backend.Freezer
 	// Foreign lets Remove remove snapshots that others made.
 	Foreign bool
+	// RemoveVolumes has Detach remove the volume of a disk that it detached.
+	RemoveVolumes bool
 }
 
 // Limits. A test may change those of its Host.
@@ -58,6 +64,7 @@ type limits struct {
 	change  time.Duration // for a whole change, once it has the lock
 	undo    time.Duration // for taking back what a failed change did
 	pause   time.Duration // how long a domain is kept paused, at most
+	frozen  time.Duration // how long a guest is kept frozen, at most
 	open    time.Duration // for opening a volume
 	recheck time.Duration // how long a live volume is trusted without looking again
 	idle    time.Duration // how long a live disk that nobody uses stays open
@@ -68,6 +75,10 @@ type limits struct {
 	end     time.Duration // how long Close waits for what is under way
 	disks   int           // how many disks stay open, in use or not
 	fills   int           // how many sets are copied at once
+	clears  int           // how many new volumes are cleared at once
+	forget  time.Duration // how long a new disk waits for its size
+	appear  time.Duration // how long a disk that was attached is waited for in the inventory
+	observe time.Duration // how long, at least, a disk is not to be written to for it to be detached
 
 	sampleFast time.Duration // how often fills are looked at where one grows fast
 	sampleSlow time.Duration // where none grows
@@ -81,6 +92,7 @@ func defaultLimits() limits {
 		change:  10 * time.Minute,
 		undo:    2 * time.Minute,
 		pause:   10 * time.Second,
+		frozen:  30 * time.Second,
 		open:    time.Minute,
 		recheck: 500 * time.Millisecond,
 		idle:    5 * time.Second,
@@ -91,11 +103,15 @@ func defaultLimits() limits {
 		end:     time.Minute,
 		disks:   128,
 		fills:   2,
+		clears:  2,
+		forget:  10 * time.Minute,
+		appear:  5 * time.Second,
+		observe: time.Second,
 
 		sampleFast: time.Second,
 		sampleSlow: 10 * time.Second,
 		sampleGap:  200 * time.Millisecond,
-		sampleHeld: 5 * time.Second,
+		sampleHeld: time.Second,
 	}
 }
 
@@ -115,6 +131,7 @@ type Host struct {
 	making    makingSets
 	fills     fillTable
 	mappings  mappings
+	newDisks  newDisks
 	errs      errorLog
 	events    eventHub
 	stats     counters
@@ -166,6 +183,7 @@ func New(o Options) *Host {
 	h.errs.init()
 	h.fills.init(h.lim.fills)
 	h.mappings.init()
+	h.newDisks.init(h)
 	h.volumes = newVolumeCache(h)
 	h.guard.init(h)
 	return h

@@ -15,7 +15,7 @@ import (
 //
 // What cannot be read never hides the rest. Where a whole hypervisor or a store's list of
 // snapshots cannot be read, what it said last is shown again, marked Stale: it can be
-// looked at, and every change of it is refused. Disks of a store that cannot be read
+// looked at, and every change of it is refused. So is what a later hypervisor takes for off, which may run. Disks of a store that cannot be read
 // have its error in their Volume.
 type Inventory struct {
 	Domains   []*Domain      // sorted by name
@@ -33,7 +33,7 @@ type Inventory struct {
 
 // Domain is one domain of the host with the volumes behind its disks.
 type Domain struct {
-	backend.Domain // State is running also where somebody holds a disk open
+	backend.Domain // State is running also where somebody holds a disk open, and "" where nobody can say whether it is off
 	Holder         string
 	Volumes        []backend.Volume // one for each of Disks
 	SnapshotDir    string           // name of its directory in snapshots/
@@ -273,41 +273,39 @@ func (h *Host) read(ctx context.Context) (*Inventory, error) {
 
 // readDomains asks all hypervisors at once.
 func (h *Host) readDomains(ctx context.Context, inv *Inventory) error {
-	lists := make([][]*Domain, len(h.o.Hypervisors))
-	errs := make([]error, len(h.o.Hypervisors))
+	lists := make([]domainList, len(h.o.Hypervisors))
 	var wg sync.WaitGroup
 	for i, hv := range h.o.Hypervisors {
 		wg.Go(func() {
 			key := "hypervisor " + hv.Name()
 			ds, err := ask(ctx, h, key, "domains", hv.Domains)
 			if err == nil {
-				lists[i] = wrapDomains(hv, ds)
-				h.drivers.rememberDomains(key, lists[i])
+				lists[i] = domainList{domains: wrapDomains(hv, ds), known: true}
+				h.drivers.rememberDomains(key, lists[i].domains)
 				return
 			}
-			old, known := h.drivers.lastDomains(key)
-			if !known {
-				errs[i] = err
-				return
-			}
+			a := &lists[i]
+			a.err = fmt.Errorf("%s cannot be asked: %w", key, err)
+			var old []*Domain
+			old, a.known = h.drivers.lastDomains(key)
 			for _, d := range old {
 				d := *d
-				d.Stale = fmt.Errorf("%s cannot be asked: %w", key, err)
-				lists[i] = append(lists[i], &d)
+				d.Stale = a.err
+				a.domains = append(a.domains, &d)
 			}
 		})
 	}
 	wg.Wait()
-	unread := 0
-	for i, l := range lists {
-		if errs[i] != nil {
-			unread++
+	var errs []error
+	for _, a := range lists {
+		if !a.known {
+			errs = append(errs, a.err)
 		}
-		inv.addDomains(l)
 	}
-	if unread > 0 && unread == len(lists) {
+	if len(errs) > 0 && len(errs) == len(lists) {
 		return fmt.Errorf("no hypervisor can be asked for its domains: %w", errors.Join(errs...))
 	}
+	inv.merge(lists)
 	slices.SortFunc(inv.Domains, func(a, b *Domain) int { return compare(a.Name, b.Name) })
 	return nil
 }
@@ -333,12 +331,8 @@ func (inv *Inventory) addDomains(ds []*Domain) {
 	}
 	for _, d := range ds {
 		if first := inv.byName[d.Name]; first != nil {
-			where := d.Config
-			if where == "" {
-				where = d.hypervisor.Name()
-			}
 			if first.hypervisor == d.hypervisor {
-				first.Warnings = append(first.Warnings, fmt.Sprintf("%s describes another domain named %s, which is not shown: give it another name", where, d.Name))
+				first.Warnings = append(first.Warnings, fmt.Sprintf("%s describes another domain named %s, which is not shown: give it another name", d.where(), d.Name))
 			}
 			continue
 		}
@@ -462,7 +456,7 @@ func (d *Domain) settleState() {
 			continue
 		}
 		d.Holder = v.Holder
-		if d.State == backend.StateOff {
+		if d.State == backend.StateOff || d.State == "" {
 			d.State = backend.StateRunning
 		}
 		return

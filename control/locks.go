@@ -5,13 +5,13 @@ package control
 //
 //  1. hostLock: one change at a time, on the whole host: its slot (within the process), then
 //     the flock (between processes). It alone is held while drivers change something. A copy
-//     (fill.go) does not hold it while it copies, only to begin and to end.
+//     (fill.go) does not hold it while it copies, only to begin and to end, and neither does Attach while a new volume is cleared.
 //  2. the flocks of sets (setLockPath): "this set is being copied", "is mapped"; only ever tried, never waited for.
 //  3. rootCell.turn: one at a time finds out how a guest mounts its filesystems, opening them.
 //  4. Volume.partsMu, then probeMu: one question about one volume at a time. The
 //     driver that answers it is called with them held; it reads the device, and asks no
 //     other volume. A filesystem is opened with none of them held.
-//  5. every other mutex (inventoryCache, driverStates, volumeCache, mappings, Volume.fsMu, fillTable, makingSets,
+//  5. every other mutex (inventoryCache, driverStates, volumeCache, mappings, Volume.fsMu, fillTable, makingSets, newDisks,
 //     errorLog, eventHub, counters, guard): leaves. None is held while a driver, a
 //     callback or another of them is called; eventHub calls its subscribers, which must not
 //     block, with its send order held.

@@ -39,6 +39,7 @@ func (h *Host) repair(ctx context.Context) error {
 			h.settle(ctx, dir.domainName(), s)
 		}
 	}
+	h.keepDisks(ctx, inv)
 	for _, st := range h.o.Stores {
 		h.repairStore(ctx, st)
 	}
@@ -58,6 +59,25 @@ func (h *Host) resumeAfterDeath(ctx context.Context) {
 			if err := r.Resume(ctx); err != nil {
 				h.log.Error("volumes may be suspended, and their guests wait", zap.String("op", "repair"), zap.String("store", st.Name()), zap.Error(err))
 			}
+		}
+	}
+}
+
+// keepDisks keeps the volumes that are domains' disks though a crash came before Attach could say so: a store's
+// Repair would take them for its own.
+func (h *Host) keepDisks(ctx context.Context, inv *Inventory) {
+	for _, d := range inv.Domains {
+		for i, v := range d.Volumes {
+			cr, ok := h.stores[v.Store].(backend.Creator)
+			if !ok || !v.Unfinished {
+				continue
+			}
+			fields := []zap.Field{zap.String("op", "repair"), zap.String("domain", d.Name), zap.String("disk", d.Disks[i].VDev), zap.String("volume", v.ID)}
+			if err := cr.Keep(ctx, v); err != nil {
+				h.log.Warn("a disk whose attaching a crash cut off is not marked as kept; it is tried again at the next start", append(fields, zap.Error(err))...)
+				continue
+			}
+			h.log.Info("a disk whose attaching a crash cut off is kept", fields...)
 		}
 	}
 }

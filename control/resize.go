@@ -38,7 +38,7 @@ func (h *Host) Resize(ctx context.Context, domain, vdev, value string) error {
 		if err := g.aim(ctx, delta, size); err != nil || c.quiet {
 			return err
 		}
-		if err := g.refusal(inv); err != nil {
+		if err := g.refusal(ctx, inv); err != nil {
 			return err
 		}
 		return g.grow(ctx)
@@ -104,7 +104,7 @@ func (g *growth) aim(ctx context.Context, delta bool, size int64) error {
 }
 
 // refusal says why the disk must not grow now.
-func (g *growth) refusal(inv *Inventory) error {
+func (g *growth) refusal(ctx context.Context, inv *Inventory) error {
 	for _, dir := range inv.Snapshots {
 		for _, s := range dir.Sets {
 			if s.State != backend.SnapshotFilling {
@@ -120,12 +120,16 @@ func (g *growth) refusal(inv *Inventory) error {
 	if !g.domain.isRunning() {
 		return nil
 	}
-	if _, ok := g.domain.hypervisor.(backend.SizeNotifier); !ok || g.domain.reported == backend.StateOff {
+	n, ok := g.domain.hypervisor.(backend.SizeNotifier)
+	if !ok || g.domain.reported == backend.StateOff {
 		why := g.domain.hypervisor.Name() + " cannot tell it of a new size"
 		if g.domain.Holder != "" {
 			why = "in use by " + g.domain.Holder + ", and " + why
 		}
 		return fmt.Errorf("%s is %s (%s): shut %s down first: %w", g.domain.Name, g.domain.State, why, g.domain.Name, backend.ErrUnsupported)
+	}
+	if err := n.CanNotify(ctx, g.domain.Domain, g.disk.VDev); err != nil {
+		return fmt.Errorf("%s is %s and would not see a new size of %s: %w", g.domain.Name, g.domain.State, g.disk.VDev, err)
 	}
 	return nil
 }

@@ -254,10 +254,10 @@ func difference(a, b *Inventory) []Change {
 	return out
 }
 
-// liveChanged tells whether what is shown of a domain's live disks changed. What a running
+// liveChanged tells whether what is shown of a domain and of its live disks changed. What a running
 // domain writes does not count: nothing that depends on it is cached.
 func liveChanged(a, b *Domain) bool {
-	if a.isRunning() != b.isRunning() || a.UUID != b.UUID || len(a.Volumes) != len(b.Volumes) {
+	if a.State != b.State || a.ID != b.ID || a.isRunning() != b.isRunning() || a.UUID != b.UUID || a.Config != b.Config || len(a.Volumes) != len(b.Volumes) {
 		return true
 	}
 	for i, v := range a.Volumes {

@@ -42,8 +42,8 @@ func (m *makingSets) set(id string, on bool) {
 }
 
 // Snapshot makes a snapshot of every disk of a domain, CD-ROM drives aside: of all of them
-// or, with the reason as the error, of none. A domain that runs is paused meanwhile where its
-// hypervisor can, and never longer than some seconds. Disks that a store has to copy are
+// or, with the reason as the error, of none. A domain that runs is frozen and paused meanwhile, where there is what can do
+// that, and never longer than some seconds. Disks that a store has to copy are
 // copied after Snapshot has returned: the set's state is filling until then.
 func (h *Host) Snapshot(ctx context.Context, dir, name string) error {
 	c := &change{op: "snapshot", domain: dir, snapshot: name}
@@ -162,7 +162,7 @@ func (m *maker) request(ctx context.Context) error {
 	for i := range m.reqs {
 		m.reqs[i].Meta.DiskCount = len(m.reqs)
 		// What could be promised is known in the end only; until then, the least.
-		m.reqs[i].Meta.Consistency = m.consistency(false)
+		m.reqs[i].Meta.Consistency = m.consistency(stillness{})
 		p := m.part(m.reqs[i].Origin.Store)
 		p.reqs = append(p.reqs, m.reqs[i])
 	}
@@ -178,11 +178,16 @@ func (m *maker) part(store string) *storePart {
 	return nil
 }
 
-func (m *maker) consistency(paused bool) backend.Consistency {
+// stillness is what was kept still while the snapshots were made.
+type stillness struct{ frozen, paused bool }
+
+func (m *maker) consistency(still stillness) backend.Consistency {
 	switch {
 	case !m.domain.isRunning() && !m.started:
 		return backend.ConsistencyOff
-	case paused:
+	case still.frozen:
+		return backend.ConsistencyFrozen
+	case still.paused:
 		return backend.ConsistencyPaused
 	case len(m.reqs) == 1:
 		return backend.ConsistencyCrash
@@ -211,18 +216,18 @@ func (m *maker) make(ctx context.Context) (*fill, error) {
 		}
 		p.guard = g
 	}
-	paused, err := m.takePaused(ctx)
+	still, err := m.takeStill(ctx)
 	if err == nil {
 		err = m.lookAgain(ctx)
 	}
 	if err == nil {
-		err = m.commit(ctx, paused)
+		err = m.commit(ctx, still)
 	}
 	if err != nil {
 		m.undo(ctx)
 		return nil, err
 	}
-	m.c.message = string(m.consistency(paused))
+	m.c.message = string(m.consistency(still))
 	m.c.extra = []zap.Field{zap.String("consistency", m.c.message), zap.Int("disks", len(m.made)), zap.Bool("filling", m.fill != nil)}
 	return m.fill, nil
 }
@@ -235,26 +240,79 @@ func (m *maker) explain(err error) error {
 	return fmt.Errorf("%s counts as running, for %s has a disk of it open: %w", m.domain.Name, m.domain.Holder, err)
 }
 
-// takePaused makes the snapshots, with the domain paused where it runs and can be.
-func (m *maker) takePaused(ctx context.Context) (paused bool, err error) {
-	pauser, ok := m.domain.hypervisor.(backend.Pauser)
+// takeStill makes the snapshots, with the guest frozen and the domain paused where it runs and can be.
+func (m *maker) takeStill(ctx context.Context) (still stillness, err error) {
 	state := m.domain.reported
-	if !ok || state != backend.StateRunning && state != backend.StatePaused {
-		return false, m.takeAll(ctx)
+	if state != backend.StateRunning && state != backend.StatePaused {
+		return stillness{}, m.takeAll(ctx)
+	}
+	// What the pause needs beforehand comes first: a guest that is frozen waits for everything that follows.
+	pauser, release, err := m.preparePause(ctx)
+	if err != nil {
+		return stillness{}, err
+	}
+	defer release()
+	// A guest that is paused already can do nothing to freeze itself.
+	freezer := m.h.o.Freezer
+	if freezer == nil || state == backend.StatePaused {
+		return m.takePaused(ctx, pauser)
+	}
+	fault.Point("control.snapshot.freeze")
+	k, ctx, err := m.h.freeze(ctx, freezer, m.domain, m.name)
+	if err != nil {
+		return stillness{}, err
+	}
+	fault.Point("control.snapshot.frozen")
+	still, err = m.takePaused(ctx, pauser)
+	keptErr := k.end()
+	m.c.frozen = k.lasted
+	fault.Point("control.snapshot.thawed")
+	if keptErr != nil {
+		return stillness{}, keptErr
+	}
+	still.frozen = true
+	return still, err
+}
+
+// preparePause is what pauses the domain; nil where nothing can, or nothing is to.
+func (m *maker) preparePause(ctx context.Context) (p backend.Pauser, release func(), err error) {
+	none := func() {}
+	p, ok := m.domain.hypervisor.(backend.Pauser)
+	if !ok || m.h.o.NoPause {
+		return nil, none, nil
+	}
+	preparer, ok := p.(backend.PausePreparer)
+	if !ok {
+		return p, none, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.h.lim.pause)
+	defer cancel()
+	p, release, err = preparer.PreparePause(ctx, m.domain.Domain)
+	if err != nil {
+		return nil, none, fmt.Errorf("%s cannot be paused: %w", m.domain.Name, err)
+	}
+	return p, release, nil
+}
+
+// takePaused makes the snapshots, with the domain paused if there is a pauser.
+func (m *maker) takePaused(ctx context.Context, pauser backend.Pauser) (still stillness, err error) {
+	if pauser == nil {
+		return stillness{}, m.takeAll(ctx)
 	}
 	fault.Point("control.snapshot.pause")
-	p, ctx, err := m.h.pause(ctx, pauser, m.domain)
+	k, ctx, err := m.h.pause(ctx, pauser, m.domain)
 	if err != nil {
-		return false, err
+		return stillness{}, err
 	}
 	fault.Point("control.snapshot.paused")
 	err = m.takeAll(ctx)
-	inTime := p.end()
+	keptErr := k.end()
+	m.c.paused = k.lasted
 	fault.Point("control.snapshot.resumed")
-	if !inTime {
-		return false, fmt.Errorf("%s was paused for %s and the snapshots were still not made, so it was resumed and nothing kept: %w", m.domain.Name, m.h.lim.pause, backend.ErrTimeout)
+	if keptErr != nil {
+		return stillness{}, keptErr
 	}
-	return true, err
+	return stillness{paused: true}, err
 }
 
 func (m *maker) takeAll(ctx context.Context) error {
@@ -295,7 +353,7 @@ func (m *maker) lookAgain(ctx context.Context) error {
 }
 
 // commit makes the set lasting. A copy that is to follow is announced before.
-func (m *maker) commit(ctx context.Context, paused bool) error {
+func (m *maker) commit(ctx context.Context, still stillness) error {
 	if slices.ContainsFunc(m.made, func(k member) bool { return k.snap.State == backend.SnapshotFilling }) {
 		if err := m.announceFill(); err != nil {
 			return err
@@ -307,7 +365,7 @@ func (m *maker) commit(ctx context.Context, paused bool) error {
 		k := &m.made[i]
 		meta := k.snap.SnapshotMeta
 		meta.DiskCount = len(m.made)
-		meta.Consistency = m.consistency(paused)
+		meta.Consistency = m.consistency(still)
 		if meta.State != backend.SnapshotFilling {
 			meta.State = backend.SnapshotActive
 		}
@@ -361,94 +419,6 @@ func (m *maker) releaseGuards() {
 	for _, p := range m.parts {
 		if p.guard != nil {
 			p.guard.Release()
-		}
-	}
-}
-
-// pause is a domain that this process has paused.
-type pause struct {
-	h      *Host
-	domain *Domain
-	resume func(context.Context) error
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	late   bool // valid once done is closed: the watchdog came first
-	once   sync.Once
-	done   chan struct{}
-}
-
-var errPausedTooLong = errors.New("the domain was paused for too long")
-
-// Resuming is tried this often, so far apart, before it goes on in the background.
-const (
-	resumeTries   = 3
-	resumePause   = 100 * time.Millisecond
-	resumeRetry   = 2 * time.Second
-	resumeRetries = 300
-)
-
-// pause pauses d, for lim.pause at most: then it is resumed and the context that is
-// returned ends.
-func (h *Host) pause(ctx context.Context, pauser backend.Pauser, d *Domain) (*pause, context.Context, error) {
-	bounded, cancelBounded := context.WithTimeout(ctx, h.lim.pause)
-	defer cancelBounded()
-	resume, err := pauser.Pause(bounded, d.Domain)
-	if err != nil {
-		if resume != nil {
-			resume(context.WithoutCancel(ctx))
-		}
-		return nil, nil, fmt.Errorf("%s cannot be paused: %w", d.Name, err)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	p := &pause{h: h, domain: d, resume: resume, cancel: cancel, done: make(chan struct{})}
-	p.timer = time.AfterFunc(h.lim.pause, func() { p.finish(true) })
-	return p, ctx, nil
-}
-
-// end resumes the domain, and tells whether it was paused until now.
-func (p *pause) end() (inTime bool) {
-	p.timer.Stop()
-	p.finish(false)
-	<-p.done
-	return !p.late
-}
-
-func (p *pause) finish(late bool) {
-	p.once.Do(func() {
-		p.late = late
-		p.cancel(errPausedTooLong)
-		defer close(p.done)
-		ctx := context.Background()
-		var err error
-		for range resumeTries {
-			if err = p.try(ctx); err == nil {
-				return
-			}
-			time.Sleep(resumePause)
-		}
-		p.h.log.Error("a domain stays paused: resume it by hand, until it is tried again", zap.String("domain", p.domain.Name), zap.Error(err))
-		p.h.Failed(p.domain.Name, "resume", fmt.Errorf("%s is still paused after its snapshot; it is tried again: %w", p.domain.Name, err))
-		p.h.spawn(p.keepTrying)
-	})
-}
-
-func (p *pause) try(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, p.h.lim.pause)
-	defer cancel()
-	return p.resume(ctx)
-}
-
-func (p *pause) keepTrying() {
-	for range resumeRetries {
-		select {
-		case <-time.After(resumeRetry):
-		case <-p.h.done.Done():
-			p.try(context.Background())
-			return
-		}
-		if p.try(context.Background()) == nil {
-			p.h.log.Info("a domain is resumed at last", zap.String("domain", p.domain.Name))
-			return
 		}
 	}
 }
