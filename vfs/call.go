@@ -135,18 +135,19 @@ func (c *call) disk(at place) (backend.Disk, backend.Volume, error) {
 	}
 	i := dom.Disk(at.vdev)
 	if i < 0 {
-		return backend.Disk{}, backend.Volume{}, gone("disk", at.vdev)
+		return c.newDisk(at)
 	}
 	return dom.Disks[i], dom.Volumes[i], nil
 }
 
-// noMedium tells whether a place is on an empty CD-ROM drive, all of whose values are empty.
+// noMedium tells whether a place is on a disk that has no bytes, all of whose values are empty: an empty CD-ROM drive, or a
+// new disk that waits for its size.
 func (c *call) noMedium(at place) (bool, error) {
 	if at.setID != "" || at.vdev == "" {
 		return false, nil
 	}
 	d, v, err := c.disk(at)
-	return err == nil && control.NoMedium(d, v), err
+	return err == nil && (control.NoMedium(d, v) || c.isNewDisk(at)), err
 }
 
 func (at place) ref() control.VolumeRef {
@@ -157,6 +158,9 @@ func (at place) ref() control.VolumeRef {
 func (c *call) volume(at place) (*control.Volume, error) {
 	if err := c.mayOpen(at); err != nil {
 		return nil, err
+	}
+	if c.isNewDisk(at) {
+		return nil, errNoSize(at)
 	}
 	return c.fs.host.Volume(c.ctx, at.ref())
 }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mkdir makes what the directory says: in snapshots/<domain>, a snapshot.
+// Mkdir makes what the directory says: in snapshots/<domain> a snapshot, in the disks of a domain a new one.
 func (f *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	f.ops.Add(1)
 	n := f.nodes.byNodeID(in.NodeId)
@@ -25,7 +25,7 @@ func (f *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string
 	return f.status("mkdir", f.virtualLookup(f.newCall(nil), n, name, out))
 }
 
-// Rmdir removes it. Its contents never block that; an open file does.
+// Rmdir removes it. Its contents never block that; an open file of a snapshot does.
 func (f *fileSystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	f.ops.Add(1)
 	n := f.nodes.byNodeID(h.NodeId)

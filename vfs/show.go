@@ -95,7 +95,7 @@ func liveDisks(c *call, at place) ([]string, error) {
 	for i := range d.Disks {
 		names = append(names, d.Disks[i].VDev)
 	}
-	return names, nil
+	return append(names, newDisks(c, d)...), nil
 }
 
 func findLiveDisk(c *call, at place, name string) (place, string, error) {
@@ -149,6 +149,9 @@ func neverGrows(c *call, at place) error {
 }
 
 func resizeDisk(c *call, at place, value string) error {
+	if c.isNewDisk(at) {
+		return c.fs.host.Attach(c.ctx, at.domain, at.vdev, value)
+	}
 	return c.fs.host.Resize(c.ctx, at.domain, at.vdev, value)
 }
 

@@ -14,13 +14,13 @@ var tree = entry{kids: []entry{
 			{name: "state", doc: "off, running, paused, shutdown, crashed or dying", show: domainState},
 			{name: "config", doc: "path of its configuration file", show: domainConfig},
 			{name: "last_error", doc: "the last 16 failures, newest last", show: domainLastError},
-			{name: "disks", doc: "its disks, as its configuration names them", kids: []entry{
+			{name: "disks", doc: "its disks; mkdir VDEV begins a new one, rmdir detaches one (Xen)", mkdir: beginDisk, rmdir: detachDisk, kids: []entry{
 				{name: "<vdev>", doc: "a live disk: a VOLUME, and", list: liveDisks, find: findLiveDisk, volume: true, kids: []entry{
 					{name: "driver", doc: "where the disk lives: lvm, lvm-thin, file or phy", show: diskDriver},
 					{name: "format", doc: "how its bytes are kept: raw, qcow2, …", show: diskFormat},
-					{name: "source", doc: "the device, path or URL behind it", show: diskSource},
+					{name: "source", doc: "the device, path or URL behind it; of a new disk, write a store's name", mode: 0o644, show: diskSource, set: writeSource, fixed: sourceFixed},
 					{name: "mode", doc: "rw or ro: what the guest may do", show: diskMode},
-					{name: "size", doc: "bytes; write 20G or +10G to grow it", mode: 0o644, show: volumeSize, set: resizeDisk, fixed: neverGrows},
+					{name: "size", doc: "bytes; write 20G or +10G to grow it, or to attach a new one", mode: 0o644, show: volumeSize, set: resizeDisk, fixed: neverGrows},
 				}},
 			}},
 			{name: "lvm", doc: "while it is off: as under a snapshot", when: isOff, kids: guestGroups("lvm")},
