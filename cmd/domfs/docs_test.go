@@ -27,6 +27,11 @@ func options(command *flags.Command) []string {
 	return names
 }
 
+// shownCommands are the commands that the help shows.
+func shownCommands() []*flags.Command {
+	return slices.DeleteFunc((&program{}).commandLine().Commands(), func(c *flags.Command) bool { return c.Hidden })
+}
+
 // manual is a page's source.
 func manual(t *testing.T, name string) string {
 	t.Helper()
@@ -71,8 +76,8 @@ func TestManual_HasTheOptionsOfHelp(t *testing.T) {
 		"tree":    {".Ss domfs tree", ".Ss domfs version"},
 		"version": {".Ss domfs version", ".Ss Options of all commands"},
 	}
-	parser := (&program{}).commandLine()
-	for _, command := range parser.Commands() {
+	commands := shownCommands()
+	for _, command := range commands {
 		section, ok := sections[command.Name]
 		if !ok {
 			t.Errorf("the manual has no section on %s", command.Name)
@@ -88,13 +93,13 @@ func TestManual_HasTheOptionsOfHelp(t *testing.T) {
 			t.Errorf("%s: the synopsis has %q, --help %q", command.Name, got, want)
 		}
 	}
-	if len(parser.Commands()) != len(sections) {
-		t.Errorf("the manual has %d commands, the program %d", len(sections), len(parser.Commands()))
+	if len(commands) != len(sections) {
+		t.Errorf("the manual has %d commands, the program %d", len(sections), len(commands))
 	}
 }
 
 func TestCompletions_HaveTheOptionsOfHelp(t *testing.T) {
-	for _, command := range (&program{}).commandLine().Commands() {
+	for _, command := range shownCommands() {
 		want := append(options(command), "help")
 		slices.Sort(want)
 		if len(want) == 1 {
@@ -172,6 +177,10 @@ func TestHelp_GoesToStandardOutputAndUsageErrorsDoNot(t *testing.T) {
 		{[]string{"mount", "--autoextend=often", "/mnt"}, 1, "", "--autoextend: \"often\""},
 		{[]string{"mount", "--snapshot-size=110%", "/mnt"}, 1, "", "--snapshot-size: \"110%\" is more than a snapshot can ever use"},
 		{[]string{"mount", "--snapshot-size=big", "/mnt"}, 1, "", "--snapshot-size: \"big\" is neither a percentage nor a size"},
+		{[]string{"mount", "--freeze-cmd=true", "/mnt"}, 1, "", "--freeze-cmd and --thaw-cmd are given both or not at all"},
+		{[]string{"mount", "--thaw-cmd=true", "/mnt"}, 1, "", "--freeze-cmd and --thaw-cmd are given both or not at all"},
+		{[]string{"mount", "--freeze-timeout=30", "/mnt"}, 1, "", "--freeze-timeout: \"30\" is no duration"},
+		{[]string{"mount", "--freeze-timeout=1h", "/mnt"}, 1, "", "--freeze-timeout: 1h0m0s is not from 1s to 2m0s"},
 		{[]string{"umount"}, 2, "", "MOUNTPOINT"},
 		{[]string{"umount", "/proc"}, 1, "", "/proc is not a domfs mount"},
 		{[]string{"umount", "/does/not/exist"}, 1, "", "/does/not/exist does not exist"},

@@ -40,15 +40,20 @@ func (p *program) commandLine() *flags.Parser {
 	for _, c := range []struct {
 		name, short, long string
 		data              any
+		hidden            bool // run by domfs itself and its service
 	}{
-		{"mount", "Mount the host's domains", mountAbout, &mountCommand{program: p}},
-		{"umount", "Unmount, and wait until the daemon has ended", umountAbout, &umountCommand{program: p}},
-		{"tree", "Print the tree that a mount shows", treeAbout, &treeCommand{program: p}},
-		{"version", "Print the version", versionAbout, &versionCommand{program: p}},
+		{"mount", "Mount the host's domains", mountAbout, &mountCommand{program: p}, false},
+		{"umount", "Unmount, and wait until the daemon has ended", umountAbout, &umountCommand{program: p}, false},
+		{"tree", "Print the tree that a mount shows", treeAbout, &treeCommand{program: p}, false},
+		{"version", "Print the version", versionAbout, &versionCommand{program: p}, false},
+		{"hold", "Keep a guest paused or frozen", holdAbout, &holdCommand{program: p}, true},
+		{"release-held", "Resume and thaw what a killed daemon has left", releaseAbout, &releaseCommand{program: p}, true},
 	} {
-		if _, err := parser.AddCommand(c.name, c.short, c.long, c.data); err != nil {
+		command, err := parser.AddCommand(c.name, c.short, c.long, c.data)
+		if err != nil {
 			panic(err) // the struct tags are wrong: every run would fail
 		}
+		command.Hidden = c.hidden
 	}
 	return parser
 }

@@ -36,7 +36,12 @@ type mountCommand struct {
 	SnapSize   string   `long:"snapshot-size" value-name:"SIZE|PERCENT" default:"20%" description:"the reserve of a snapshot on a thick logical volume, as a size or in percent of the volume"`
 	AutoExtend string   `long:"autoextend" value-name:"THRESHOLD:STEP|none" default:"70:20" description:"extend a snapshot's reserve by STEP percent when THRESHOLD percent of it are used"`
 	Foreign    bool     `long:"foreign" description:"let rmdir remove snapshots that domfs did not make"`
+	RemoveVols bool     `long:"remove-volumes" description:"let rmdir of a running domain's disk remove its logical volume, too"`
 	Map        string   `long:"map" default:"kpartx" choice:"kpartx" choice:"none" description:"whether snapshots on LVM are mapped as block devices as they are made"`
+	NoPause    bool     `long:"no-pause" description:"leave domains running while they are snapshotted"`
+	FreezeCmd  string   `long:"freeze-cmd" value-name:"COMMAND" description:"a shell command that freezes a guest for its snapshot"`
+	ThawCmd    string   `long:"thaw-cmd" value-name:"COMMAND" description:"a shell command that thaws it again"`
+	FreezeTime string   `long:"freeze-timeout" value-name:"DURATION" default:"30s" description:"how long each of these commands may take"`
 	AllowOther bool     `long:"allow-other" description:"let other users in, as far as the modes of the files let them"`
 	Group      string   `long:"group" value-name:"NAME|GID" default:"0" description:"the group that may enter the domains' directories"`
 	Daemon     bool     `long:"daemon" description:"serve in the background; return once the mount is there"`
@@ -135,6 +140,11 @@ func (c *mountCommand) serve(ready func(string)) error {
 	mountpoint := c.Args.Mountpoint
 	if err := prepareMountpoint(c.ctx, mountpoint, log, runner); err != nil {
 		return err
+	}
+
+	// What a daemon has left that was killed with all of its processes: guests that wait.
+	if err := releaseHeld(c.ctx, options.LockFile, log); err != nil {
+		log.Error("a guest may be paused or frozen that was so for a snapshot: see to it by hand", zap.Error(err))
 	}
 
 	host := control.New(options)
@@ -239,7 +249,15 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 	if err := claimLockFile(lock, uid); err != nil {
 		return control.Options{}, err
 	}
-	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, LVM: ofLVM, Log: log}
+	timeout, err := time.ParseDuration(c.FreezeTime)
+	if err != nil {
+		return control.Options{}, fmt.Errorf("--freeze-timeout: %q is no duration such as 30s", c.FreezeTime)
+	}
+	freezing := all.Freeze{Freeze: c.FreezeCmd, Thaw: c.ThawCmd, Timeout: timeout}
+	if err := freezing.Check(); err != nil {
+		return control.Options{}, err
+	}
+	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, LVM: ofLVM, Freeze: freezing, Records: lock + heldInfix, Log: log}
 	var mapNew []string
 	if c.Map == "kpartx" {
 		mapNew = []string{"lvm"}
@@ -259,7 +277,11 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 		LockFile:    lock,
 		ErrnoName:   vfs.ErrnoName,
 		AutoExtend:  extend,
+		NoPause:     c.NoPause,
+		Freezer:     all.Freezer(drivers),
 		Foreign:     c.Foreign,
+
+		RemoveVolumes: c.RemoveVols,
 	}, nil
 }
 
