@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"domfs/backend"
 	"domfs/backend/backendtest/testneed"
@@ -203,4 +204,24 @@ func TestHolder_ReadsTheTablesOfTheHost(t *testing.T) {
 	if got := h.Holder(rdev); got != "device /dev/mapper/crypt" {
 		t.Errorf("a device above: %q", got)
 	}
+}
+
+func TestDetach_WaitsForWhoOnlyLooks(t *testing.T) {
+	testneed.Root(t)
+	testneed.Loop(t)
+	path, _ := imageFile(t)
+	f := attach(t, Loop{Path: path, Name: "domfs-test:d"})
+	looked := make(chan struct{})
+	go func() {
+		defer close(looked)
+		time.Sleep(100 * time.Millisecond)
+		f.Close()
+	}()
+	if err := Detach(f.Name(), "domfs-test:d"); err != nil {
+		t.Error(err)
+	}
+	if loops := (Host{}).Loops("domfs-test:d"); len(loops) != 0 {
+		t.Errorf("it is still there: %+v", loops)
+	}
+	<-looked
 }

@@ -21,6 +21,8 @@ const (
 	loopTries = 32
 	nodeWait  = 5 * time.Second
 	nodePoll  = 2 * time.Millisecond
+	// detachWait is for those that have a device open which is to go.
+	detachWait = time.Second
 	// maxDevices is how many block devices of the host are looked at.
 	maxDevices = 1 << 16
 	// MaxLoopName is the longest name that a loop device can be told by, in bytes.
@@ -152,8 +154,21 @@ func loopStatus(path string) (AttachedLoop, bool) {
 }
 
 // Detach frees a loop device that Attach made under this name; one that was freed meanwhile is no error. The
-// kernel frees one that is open as soon as it is closed.
+// kernel frees one that is open as soon as it is closed: Detach waits for that a moment, as udev or whoever lists devices has
+// one open that long, and leaves it to the kernel then.
 func Detach(device, name string) error {
+	if err := detach(device, name); err != nil {
+		return err
+	}
+	for end := time.Now().Add(detachWait); time.Now().Before(end); time.Sleep(nodePoll) {
+		if l, attached := loopStatus(device); !attached || l.Name != name {
+			break
+		}
+	}
+	return nil
+}
+
+func detach(device, name string) error {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) {
