@@ -155,13 +155,14 @@ func TestLab_AThinPoolWithoutRoomRefusesBeforeTouchingAnything(t *testing.T) {
 			c.fill(h, "pool")
 			lvs := h.lvs()
 			err := os.Mkdir(m.at("snapshots/vm/s"), 0o755)
-			if said := m.lastError("vm"); !errors.Is(err, unix.ENOSPC) || !strings.Contains(said, "the "+c.full+" of thin pool vg/pool") {
+			// A warning of the guard's may have come after it.
+			if said := m.read("xenstore/vm/last_error"); !errors.Is(err, unix.ENOSPC) || !strings.Contains(said, "the "+c.full+" of thin pool vg/pool is") {
 				t.Errorf("a snapshot in a pool without room for %s: %v: %s", c.full, err, said)
 			}
 			if now := h.lvs(); now != lvs {
 				t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
 			}
-			if free := number(t, m.read("stores/vg:pool/metadata_free")); c.full == "metadata" && free > 2*mib/10 {
+			if free := number(t, m.read("stores/vg:pool/metadata_free")); c.full == "metadata" && free > 4*mib/10 {
 				t.Errorf("metadata_free is %d", free)
 			}
 			// What was made before is whole.
