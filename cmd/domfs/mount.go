@@ -13,7 +13,6 @@ import (
 	"domfs/backend"
 	"domfs/backend/all"
 	"domfs/backend/run"
-	"domfs/backend/store/lvm"
 	"domfs/control"
 	"domfs/vfs"
 
@@ -232,9 +231,6 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 	extend, err := control.ParseAutoExtend(c.AutoExtend)
 	if err != nil {
 		return control.Options{}, fmt.Errorf("--autoextend: %w", err)
-	}
-	if _, err := lvm.ParsePolicy(c.SnapSize); err != nil {
-		return control.Options{}, fmt.Errorf("--snapshot-size: %w", err)
 	}
 	uid := os.Geteuid()
 	if c.AllowOther {

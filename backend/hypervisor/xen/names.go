@@ -8,9 +8,6 @@ import (
 	"domfs/backend"
 )
 
-// maxNameBytes is what Linux holds in one path component (NAME_MAX).
-const maxNameBytes = 255
-
 // distinguish makes the names of domains unique and legal path components, with an Err where that changed one. The domain
 // that has existed longer keeps its name.
 func distinguish(domains []backend.Domain) {
@@ -22,7 +19,7 @@ func distinguish(domains []backend.Domain) {
 			clashing = append(clashing, d)
 			continue
 		}
-		if legal := legalName(d.Name); legal != d.Name {
+		if legal := backend.LegalName(d.Name); legal != d.Name {
 			if d.Err == nil {
 				d.Err = fmt.Errorf("domain %d: the name %.300q cannot name a folder, and is shown as %s: rename it (xl rename): %w", d.ID, d.Name, legal, backend.ErrInvalid)
 			}
@@ -53,32 +50,11 @@ func freeName(name string, id int, taken map[string]int) string {
 		if n > 1 {
 			suffix += "." + strconv.Itoa(n)
 		}
-		free := name[:min(len(name), maxNameBytes-len(suffix))] + suffix
+		free := name[:min(len(name), backend.MaxNameBytes-len(suffix))] + suffix
 		if _, ok := taken[free]; !ok {
 			return free
 		}
 	}
-}
-
-// legalName is name, with %-escapes where Linux could not hold it as one path component, and for control
-// characters, which would act on the terminal that shows it.
-func legalName(name string) string {
-	switch name {
-	case ".":
-		return "%2E"
-	case "..":
-		return "%2E%2E"
-	}
-	var b strings.Builder
-	for i := range len(name) {
-		if c := name[i]; c == '/' || c < ' ' || c == 0x7f {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	name = b.String()
-	return name[:min(len(name), maxNameBytes)]
 }
 
 // normalUUID is a UUID in lower case, "" if s is none.

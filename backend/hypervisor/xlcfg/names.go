@@ -5,13 +5,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"domfs/backend"
 )
-
-// maxNameBytes is what Linux holds in one path component (NAME_MAX).
-const maxNameBytes = 255
 
 // distinguish makes the names of domains unique and legal path components, with an
 // Err where that changed one. Domains that could be read have the first choice, so
@@ -21,7 +17,7 @@ func distinguish(domains []backend.Domain) {
 	owner := map[string]string{} // name to the file that has it
 	for i := range domains {
 		d := &domains[i]
-		if legal := legalName(d.Name); legal != d.Name {
+		if legal := backend.LegalName(d.Name); legal != d.Name {
 			if d.Err == nil {
 				d.Err = fmt.Errorf("%s: the name %.300q cannot name a folder, and is shown as %s: %w", shown(d.Config), d.Name, shown(legal), backend.ErrInvalid)
 			}
@@ -48,7 +44,7 @@ func distinguish(domains []backend.Domain) {
 		} else {
 			d.Warnings = append(d.Warnings, clash)
 		}
-		d.Name = freeName(d.Name, legalName(filepath.Base(d.Config)), owner)
+		d.Name = freeName(d.Name, backend.LegalName(filepath.Base(d.Config)), owner)
 		owner[d.Name] = d.Config
 	}
 	warnEqualUUIDs(order)
@@ -72,33 +68,12 @@ func freeName(name, file string, owner map[string]string) string {
 		if n > 1 {
 			suffix += "." + strconv.Itoa(n)
 		}
-		suffix = suffix[max(0, len(suffix)-maxNameBytes/2):]
-		free := name[:min(len(name), maxNameBytes-len(suffix))] + suffix
+		suffix = suffix[max(0, len(suffix)-backend.MaxNameBytes/2):]
+		free := name[:min(len(name), backend.MaxNameBytes-len(suffix))] + suffix
 		if owner[free] == "" {
 			return free
 		}
 	}
-}
-
-// legalName is name, with %-escapes where Linux could not hold it as one path component, and
-// for control characters, which would act on the terminal that shows it.
-func legalName(name string) string {
-	switch name {
-	case ".":
-		return "%2E"
-	case "..":
-		return "%2E%2E"
-	}
-	var b strings.Builder
-	for i := range len(name) {
-		if c := name[i]; c == '/' || c < ' ' || c == 0x7f {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	name = b.String()
-	return name[:min(len(name), maxNameBytes)]
 }
 
 // warnEqualUUIDs tells of copies of a file whose uuid was not changed: snapshots

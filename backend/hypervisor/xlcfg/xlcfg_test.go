@@ -188,7 +188,7 @@ func TestDomains_NamesStayUniqueHoweverTheyClash(t *testing.T) {
 			t.Errorf("%s and %s are both named %q", seen[d.Name], d.Config, d.Name)
 		}
 		seen[d.Name] = d.Config
-		if len(d.Name) > maxNameBytes {
+		if len(d.Name) > backend.MaxNameBytes {
 			t.Errorf("the name %q is too long", d.Name)
 		}
 	}
