@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"domfs/backend/backendtest/labneed"
+	"domfs/backend/backendtest/labxen"
+
+	"golang.org/x/sys/unix"
+)
+
+// Ten growths in a row of each kind, each seen by the guest with no command in it.
+func TestLabXen_TheGuestSeesEachGrowth(t *testing.T) {
+	h := newXenHost(t)
+	d := h.two(labxen.Options{Pace: 500 * time.Millisecond})
+	m := h.mount()
+	d.AwaitSynced(3)
+	for vdev, size := range map[string]int64{"xvda": guestRootMiB * mib, "xvdb": guestDataMiB * mib} {
+		path := "xenstore/" + d.Name + "/disks/" + vdev + "/size"
+		for range 10 {
+			must(t, m.set(path, "+4M"))
+			size += 4 * mib
+			if got := m.read(path); got != fmt.Sprint(size) {
+				t.Errorf("%s is %s, want %d", path, got, size)
+			}
+			d.AwaitSize(vdev, size)
+		}
+	}
+	// A thick volume cannot grow while it has a snapshot; a thin one can.
+	m.snapshot(d.Name, "s")
+	if err := m.set("xenstore/"+d.Name+"/disks/xvda/size", "+4M"); !errors.Is(err, unix.EBUSY) || !strings.Contains(m.lastError(d.Name), "snapshot") {
+		t.Errorf("growth of a thick volume with a snapshot: %v: %s", err, m.lastError(d.Name))
+	}
+	must(t, m.set("xenstore/"+d.Name+"/disks/xvdb/size", "+4M"))
+	d.AwaitSize("xvdb", (guestDataMiB+44)*mib)
+	must(t, os.Remove(m.at("snapshots", d.Name, "s")))
+	d.AwaitSynced(3)
+	m.stop()
+}
+
+func TestLabXen_AFileThatQEMUServesDoesNotGrowUnderAGuest(t *testing.T) {
+	h := newXenHost(t)
+	file := labneed.File(t, guestRootMiB*mib)
+	labxen.MakeRoot(t, file, labxen.Whole)
+	d := h.start(labxen.Options{Layout: labxen.Whole, Disks: []labxen.Disk{{Target: file, Backend: "qdisk"}}})
+	m := h.mount()
+	if got := m.read("xenstore/" + d.Name + "/disks/xvda/source"); got != file {
+		t.Errorf("source is %q, want %q", got, file)
+	}
+	err := m.set("xenstore/"+d.Name+"/disks/xvda/size", "+4M")
+	if said := m.lastError(d.Name); !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(said, "xvda") {
+		t.Errorf("growth: %v: %s", err, said)
+	}
+	if info, err := os.Stat(file); err != nil || info.Size() != guestRootMiB*mib {
+		t.Errorf("the file has %d bytes, %v", info.Size(), err)
+	}
+	m.stop()
+}
+
+func TestLabXen_ADiskIsAttachedUsedAndDetached(t *testing.T) {
+	h := newXenHost(t)
+	d := h.one(labxen.Options{Idle: true})
+	m := h.mount()
+	disk := "xenstore/" + d.Name + "/disks/xvdc"
+	must(t, os.Mkdir(m.at(disk), 0o755))
+	must(t, m.set(disk+"/size", "64M"))
+	d.AwaitSize("xvdc", 64*mib)
+	eventually(t, endLimit, "the tree shows its source", func() bool { return strings.HasPrefix(m.read(disk+"/source"), "/dev/") })
+	volume := m.read(disk + "/source")
+	if !strings.HasPrefix(volume, "/dev/vga/") {
+		t.Errorf("it is %s, not beside the first disk", volume)
+	}
+	d.Do(t, "mke2fs -q /dev/xvdc && mount -t ext4 /dev/xvdc /mnt && echo hello >/mnt/file && sync")
+	if err := os.Remove(m.at(disk)); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("rmdir of a mounted disk: %v: %s", err, m.lastError(d.Name))
+	}
+	if said := d.Do(t, "cat /mnt/file && echo more >>/mnt/file && sync"); said != "hello" {
+		t.Errorf("the guest's disk has %q", said)
+	}
+	d.Do(t, "umount /mnt")
+	must(t, os.Remove(m.at(disk)))
+	d.AwaitSize("xvdc", -1)
+	if _, err := os.Stat(m.at(disk)); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("it is still shown: %v", err)
+	}
+	if got := labneed.Run(t, "blkid", "-o", "value", "-s", "TYPE", volume); got != "ext2" {
+		t.Errorf("the volume that was kept holds %q", got)
+	}
+	m.stop()
+
+	// In another store, with its volume removed afterwards.
+	m = h.mount("--remove-volumes")
+	must(t, os.Mkdir(m.at(disk), 0o755))
+	if err := m.set(disk+"/source", "nowhere"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("a store that is none: %v", err)
+	}
+	must(t, m.set(disk+"/source", "vgb:pool"))
+	must(t, m.set(disk+"/size", "32M"))
+	d.AwaitSize("xvdc", 32*mib)
+	volume = m.read(disk + "/source")
+	must(t, os.Remove(m.at(disk)))
+	d.AwaitSize("xvdc", -1)
+	if _, err := os.Stat(volume); err == nil {
+		t.Errorf("%s is still there", volume)
+	}
+	m.stop()
+}

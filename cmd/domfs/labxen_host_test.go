@@ -1,0 +1,83 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"domfs/backend/backendtest/labneed"
+	"domfs/backend/backendtest/labxen"
+)
+
+// Tests named TestLabXen… need a host that Xen has booted; make lab boots one.
+
+const (
+	guestRootMiB = 96
+	guestDataMiB = 64
+)
+
+// xenHost is a host whose domains run.
+type xenHost struct{ *lvmHost }
+
+func newXenHost(t testing.TB) *xenHost {
+	t.Helper()
+	labxen.Need(t)
+	h := &xenHost{newLVMHost(t)}
+	h.vg("vga", 1, 1024)
+	h.vg("vgb", 1, 512)
+	h.pool("vgb", "pool", 256, 8)
+	return h
+}
+
+// zeroes makes a volume's bytes zero: LVM gives what was there before.
+func (h *xenHost) zeroes(device string) string {
+	h.t.Helper()
+	labneed.Run(h.t, "blkdiscard", "-z", device)
+	return device
+}
+
+// two starts a guest that writes to two disks alternately: a thick volume with guest LVM on a partition, and a thin one in
+// another VG.
+func (h *xenHost) two(o labxen.Options) *labxen.DomU {
+	h.t.Helper()
+	root, data := h.zeroes(h.thick("vga", "root", guestRootMiB)), h.thin("vgb", "pool", "data", guestDataMiB)
+	labxen.MakeRoot(h.t, root, labxen.LVM)
+	labxen.MakeData(h.t, data)
+	o.Layout, o.Data = labxen.LVM, "/dev/xvdb"
+	o.Disks = []labxen.Disk{{Target: root}, {Target: data}}
+	return h.start(o)
+}
+
+// one starts a guest whose only disk is a filesystem on a thick volume.
+func (h *xenHost) one(o labxen.Options) *labxen.DomU {
+	h.t.Helper()
+	root := h.zeroes(h.thick("vga", "root", guestRootMiB))
+	labxen.MakeRoot(h.t, root, labxen.Whole)
+	o.Layout = labxen.Whole
+	o.Disks = append([]labxen.Disk{{Target: root}}, o.Disks...)
+	return h.start(o)
+}
+
+// start starts a guest whose configuration is the host's, too.
+func (h *xenHost) start(o labxen.Options) *labxen.DomU {
+	h.t.Helper()
+	d := labxen.NewDomU(h.t, o)
+	must(h.t, os.WriteFile(filepath.Join(h.xl, d.Name+".cfg"), []byte(readFile(h.t, d.Config)), 0o644))
+	return d
+}
+
+// isPaused tells whether Xen has a domain paused.
+func (h *xenHost) isPaused(d *labxen.DomU) bool {
+	h.t.Helper()
+	return xlState(h.t, d.Name)[2] == 'p'
+}
+
+// xlState is xl's own word for a domain's state: rbpscd, each letter or a hyphen.
+func xlState(t testing.TB, name string) string {
+	t.Helper()
+	fields := labneed.Run(t, "sh", "-c", `xl list "$1" | awk 'NR==2 { print $(NF-1) }'`, "sh", name)
+	if len(fields) != 6 {
+		t.Fatalf("xl list has the state %q", fields)
+	}
+	return fields
+}
