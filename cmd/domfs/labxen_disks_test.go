@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"domfs/backend/backendtest/labneed"
 	"domfs/backend/backendtest/labxen"
@@ -15,11 +14,8 @@ import (
 )
 
 // Ten growths in a row of each kind, each seen by the guest with no command in it.
-func TestLabXen_TheGuestSeesEachGrowth(t *testing.T) {
-	h := newXenHost(t)
-	d := h.two(labxen.Options{Pace: 500 * time.Millisecond})
-	m := h.mount()
-	d.AwaitSynced(3)
+func theGuestSeesEachGrowth(t *testing.T, h *xenHost, d *labxen.DomU) {
+	m := h.mount("--map=none")
 	for vdev, size := range map[string]int64{"xvda": guestRootMiB * mib, "xvdb": guestDataMiB * mib} {
 		path := "xenstore/" + d.Name + "/disks/" + vdev + "/size"
 		for range 10 {
@@ -62,9 +58,17 @@ func TestLabXen_AFileThatQEMUServesDoesNotGrowUnderAGuest(t *testing.T) {
 	m.stop()
 }
 
-func TestLabXen_ADiskIsAttachedUsedAndDetached(t *testing.T) {
+// What concerns a guest's disks and its part of xenstore, whatever it writes to them.
+func TestLabXen_AnIdleDomain(t *testing.T) {
 	h := newXenHost(t)
 	d := h.one(labxen.Options{Idle: true})
+	h.share(t, d, []subtest{
+		{"is given a disk, uses it and gives it back", aDiskIsAttachedUsedAndDetached},
+		{"changes nothing by rubbish in xenstore", aGuestsRubbishInXenstoreChangesNothing},
+	})
+}
+
+func aDiskIsAttachedUsedAndDetached(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount()
 	disk := "xenstore/" + d.Name + "/disks/xvdc"
 	must(t, os.Mkdir(m.at(disk), 0o755))

@@ -58,6 +58,27 @@ func (h *xenHost) one(o labxen.Options) *labxen.DomU {
 	return h.start(o)
 }
 
+func (h *xenHost) within(t *testing.T) *xenHost { return &xenHost{h.lvmHost.within(t)} }
+
+// subtest is of a guest that runs before it and after it.
+type subtest struct {
+	name string
+	test func(t *testing.T, h *xenHost, d *labxen.DomU)
+}
+
+// share gives tests the same guest, one after the other: to boot one takes its time.
+func (h *xenHost) share(t *testing.T, d *labxen.DomU, tests []subtest) {
+	for _, s := range tests {
+		t.Run(s.name, func(t *testing.T) {
+			h := h.within(t)
+			s.test(t, h, d.Within(t))
+			if got := h.ours(); len(got) != 0 {
+				t.Errorf("left: %q", got)
+			}
+		})
+	}
+}
+
 // start starts a guest whose configuration is the host's, too.
 func (h *xenHost) start(o labxen.Options) *labxen.DomU {
 	h.t.Helper()

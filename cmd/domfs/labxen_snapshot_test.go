@@ -27,12 +27,24 @@ func cutOf(t testing.TB, m *mount, domain, name string) [][]byte {
 	return cut
 }
 
-// Twenty snapshots of a guest that writes all the time: each is of one instant, and has what was synced before it began.
-func TestLabXen_SnapshotsOfARunningDomainAreOfOneInstant(t *testing.T) {
+// One guest that writes to two disks all the time, and all that a snapshot of it can be, or meet.
+func TestLabXen_ARunningDomain(t *testing.T) {
 	h := newXenHost(t)
-	d := h.two(labxen.Options{Pace: 100 * time.Millisecond})
+	d := h.two(labxen.Options{})
+	d.AwaitSynced(3)
+	h.share(t, d, []subtest{
+		{"has snapshots of one instant", snapshotsAreOfOneInstant},
+		{"has snapshots of an instant of each disk without a pause", withoutAPauseEachDiskIsOfItsOwnInstant},
+		{"stays paused if the admin has paused it", whatTheAdminPausedStaysPaused},
+		{"goes on if the program is killed during its pause", killedDuringItsPauseTheGuestGoesOn},
+		{"is frozen by the admin's commands", frozenByTheAdminsCommands},
+		{"sees each growth", theGuestSeesEachGrowth},
+	})
+}
+
+// Twenty snapshots of a guest that writes all the time: each is of one instant, and has what was synced before it began.
+func snapshotsAreOfOneInstant(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount("--map=none")
-	d.AwaitSynced(10)
 	for round := range 20 {
 		synced, began := d.Synced(), time.Now()
 		m.snapshot(d.Name, "s")
@@ -54,11 +66,8 @@ func TestLabXen_SnapshotsOfARunningDomainAreOfOneInstant(t *testing.T) {
 }
 
 // Without a pause each disk is of an instant of its own.
-func TestLabXen_WithoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T) {
-	h := newXenHost(t)
-	d := h.two(labxen.Options{Pace: 100 * time.Millisecond})
+func withoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount("--no-pause", "--map=none")
-	d.AwaitSynced(10)
 	for range 3 {
 		synced := d.Synced()
 		m.snapshot(d.Name, "s")
@@ -84,11 +93,8 @@ func TestLabXen_WithoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T) {
 	m.stop()
 }
 
-func TestLabXen_AGuestThatTheAdminPausedStaysPaused(t *testing.T) {
-	h := newXenHost(t)
-	d := h.two(labxen.Options{})
+func whatTheAdminPausedStaysPaused(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount()
-	d.AwaitSynced(3)
 	labneed.Run(t, "xl", "pause", d.Name)
 	eventually(t, endLimit, "the tree has it paused", func() bool { return m.read("xenstore/"+d.Name+"/state") == "paused" })
 	m.snapshot(d.Name, "s")
@@ -105,12 +111,10 @@ func TestLabXen_AGuestThatTheAdminPausedStaysPaused(t *testing.T) {
 }
 
 // A program that is killed while it has the guest paused does not leave it so.
-func TestLabXen_KilledDuringItsPauseTheGuestGoesOn(t *testing.T) {
-	h := newXenHost(t)
-	d := h.two(labxen.Options{})
+func killedDuringItsPauseTheGuestGoesOn(t *testing.T, h *xenHost, d *labxen.DomU) {
 	for _, step := range []string{"control.snapshot.paused:1", "control.snapshot.disk:2"} {
 		t.Run(step, func(t *testing.T) {
-			h := &xenHost{h.lvmHost.within(t)}
+			h, d := h.within(t), d.Within(t)
 			killedAt(t, h.host, step, func(m *mount) { _ = os.Mkdir(m.at("snapshots", d.Name, "s"), 0o755) })
 			eventually(t, endLimit, "the guest goes on", func() bool { return !h.isPaused(d) })
 			d.AwaitSynced(3)
@@ -126,12 +130,9 @@ func TestLabXen_KilledDuringItsPauseTheGuestGoesOn(t *testing.T) {
 	}
 }
 
-func TestLabXen_FrozenByTheAdminsCommands(t *testing.T) {
-	h := newXenHost(t)
-	d := h.one(labxen.Options{})
+func frozenByTheAdminsCommands(t *testing.T, h *xenHost, d *labxen.DomU) {
 	said := filepath.Join(h.dir, "said")
 	m := h.mount("--freeze-cmd=echo freeze $DOMFS_DOMAIN >>"+said, "--thaw-cmd=echo thaw $DOMFS_DOMAIN >>"+said)
-	d.AwaitSynced(3)
 	m.snapshot(d.Name, "s")
 	if got := m.read("snapshots/" + d.Name + "/s/consistency"); got != "frozen" {
 		t.Errorf("consistency is %q", got)
@@ -147,9 +148,6 @@ func TestLabXen_FrozenByTheAdminsCommands(t *testing.T) {
 	}
 	if got := readFile(t, said); !strings.HasSuffix(got, "frozen\nthawed\n") {
 		t.Errorf("the commands said %q", got)
-	}
-	if got := h.ours(); len(got) != 0 {
-		t.Errorf("left: %q", got)
 	}
 	m.stop()
 }

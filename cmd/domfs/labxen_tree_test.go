@@ -35,9 +35,7 @@ func told(t testing.TB, m *mount, domain string) string {
 }
 
 // What a guest writes to its own part of xenstore changes nothing in the tree.
-func TestLabXen_AGuestsRubbishInXenstoreChangesNothing(t *testing.T) {
-	h := newXenHost(t)
-	d := h.one(labxen.Options{Idle: true})
+func aGuestsRubbishInXenstoreChangesNothing(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount()
 	before := told(t, m, d.Name)
 	for path, value := range map[string]string{

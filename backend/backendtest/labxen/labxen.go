@@ -106,14 +106,14 @@ type DomU struct {
 	t    testing.TB
 	log  string // what it says
 	from int64  // where that begins in the log
-	told atomic.Int64
+	told *atomic.Int64
 }
 
 // Write makes a guest's configuration and does not start it.
 func Write(t testing.TB, o Options) *DomU {
 	t.Helper()
 	number := count.Add(1)
-	d := &DomU{t: t, Name: o.Name, UUID: fmt.Sprintf("1ab00000-0000-4000-8000-%06x%06x", os.Getpid()&0xffffff, number)}
+	d := &DomU{t: t, told: new(atomic.Int64), Name: o.Name, UUID: fmt.Sprintf("1ab00000-0000-4000-8000-%06x%06x", os.Getpid()&0xffffff, number)}
 	if d.Name == "" {
 		d.Name = fmt.Sprintf("lab%d", number)
 	}
@@ -148,6 +148,13 @@ func Write(t testing.TB, o Options) *DomU {
 	}
 	d.log = filepath.Join(consoles, "guest-"+d.Name+".log")
 	return d
+}
+
+// Within is the same guest for a subtest.
+func (d *DomU) Within(t testing.TB) *DomU {
+	sub := *d
+	sub.t = t
+	return &sub
 }
 
 // NewDomU starts a guest and waits until it is up. It is destroyed when the test ends.

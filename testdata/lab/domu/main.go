@@ -43,7 +43,7 @@ const (
 
 const (
 	deviceLimit = 30 * time.Second // until the second disk is there
-	defaultPace = 20 * time.Millisecond
+	defaultPace = 200 * time.Millisecond // a record costs a processor that is emulated about 60 ms
 )
 
 func main() {
@@ -168,7 +168,7 @@ func mountData(device string) error {
 	}
 }
 
-const sizesEvery = 100 * time.Millisecond
+const sizesEvery = 250 * time.Millisecond
 
 // watchSizes tells each change of the disks. It reads what the kernel knows, and asks no disk for anything.
 func watchSizes() {
