@@ -26,12 +26,13 @@ type guard struct {
 	began time.Time
 	clock func() time.Duration // monotonic, since began
 	kick  chan struct{}        // one slot: look
-	event atomic.Bool          // a store or a hypervisor says that something has happened: look at the host anew
+	event atomic.Bool          // a store or a hypervisor says that something has happened: look at the host as it is since
 	idle  atomic.Bool          // asleep without a timer
 
-	mu   sync.Mutex
-	deaf map[string]bool // guarded by mu; stores that do not watch
-	told map[string]bool // guarded by mu; what is known to be invalid, by key
+	mu    sync.Mutex
+	since time.Time       // guarded by mu; when event was last set
+	deaf  map[string]bool // guarded by mu; stores that do not watch
+	told  map[string]bool // guarded by mu; what is known to be invalid, by key
 
 	// of the loop's goroutine
 	tracks  map[string]*track
@@ -146,8 +147,18 @@ func (g *guard) setDeaf(store string, deaf bool) {
 
 // happened is called where something may have happened to a snapshot or a pool. It does not block.
 func (g *guard) happened() {
+	g.mu.Lock()
+	g.since = time.Now()
+	g.mu.Unlock()
 	g.event.Store(true)
 	g.wake()
+}
+
+// eventTime is when something was last said to have happened: a reading that began later knows of it.
+func (g *guard) eventTime() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.since
 }
 
 func (g *guard) wake() {
@@ -230,13 +241,14 @@ func (g *guard) loop() {
 			if held == 0 {
 				held = g.clock()
 			}
-			if left := h.lim.sampleHeld - (g.clock() - held); left > 0 && h.lock.isHeld() {
+			// Nor is a host that is slow to read read in the midst of each.
+			if left := max(h.lim.sampleHeld, min(ageFactor*gap, maxSlowAge)) - (g.clock() - held); left > 0 && h.lock.isHeld() {
 				timer.Reset(left)
 				continue
 			}
 			last, held = g.clock(), 0
 			g.event.Store(false)
-			h.invalidate()
+			h.readSince(g.eventTime())
 		}
 		inv, err := h.Inventory(h.done)
 		wait := h.lim.sampleSlow

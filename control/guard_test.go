@@ -360,6 +360,28 @@ func TestUsable_IsFalseForWhoeverHadTheVolumeBefore(t *testing.T) {
 	})
 }
 
+func TestGuard_IsContentWithAReadingThatBeganAfterTheEvent(t *testing.T) {
+	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap = time.Millisecond }})
+	reads := func() int64 { return b.Stats()["inventory_reads"] }
+	at := time.Now()
+	if _, err := b.Inventory(t.Context()); err != nil { // within Options.MaxAge
+		t.Fatal(err)
+	}
+	b.invalidate()
+	if _, err := b.Inventory(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := reads()
+	b.readSince(at)
+	if _, err := b.Inventory(t.Context()); err != nil || reads() != before {
+		t.Errorf("an older event costs %d readings: %v", reads()-before, err)
+	}
+	b.readSince(time.Now())
+	if _, err := b.Inventory(t.Context()); err != nil || reads() != before+1 {
+		t.Errorf("a later event costs %d readings: %v", reads()-before, err)
+	}
+}
+
 func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
 	for _, c := range []struct {
 		name  string

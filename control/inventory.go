@@ -145,6 +145,7 @@ type inventoryCache struct {
 }
 
 type inventoryFlight struct {
+	began  time.Time
 	done   chan struct{}
 	result *Inventory // valid once done is closed
 	err    error
@@ -167,7 +168,7 @@ func (h *Host) Inventory(ctx context.Context) (*Inventory, error) {
 			c.mu.Unlock()
 			return nil, err
 		}
-		f = &inventoryFlight{done: make(chan struct{})}
+		f = &inventoryFlight{began: time.Now(), done: make(chan struct{})}
 		c.flight = f
 		change := c.change
 		go func() {
@@ -222,9 +223,27 @@ func (h *Host) fly(f *inventoryFlight, change uint64) {
 func (h *Host) invalidate() {
 	c := &h.inventory
 	c.mu.Lock()
+	c.invalidateLocked()
+	c.mu.Unlock()
+}
+
+func (c *inventoryCache) invalidateLocked() {
 	c.current, c.flight = nil, nil
 	c.change++
-	c.mu.Unlock()
+}
+
+// readSince makes the next Inventory return a reading that began after t, which may be one that there is, or is under way.
+func (h *Host) readSince(t time.Time) {
+	c := &h.inventory
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.current != nil && c.current.began.After(t):
+	case c.flight != nil && c.flight.began.After(t):
+		c.current = nil
+	default:
+		c.invalidateLocked()
+	}
 }
 
 // latest is the reading that Inventory would return, whatever its age; nil if there is none.

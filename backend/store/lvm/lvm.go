@@ -70,6 +70,7 @@ type Store struct {
 	listing      listing             // guarded by mu
 	lastDM       *devices            // what device-mapper said last; guarded by mu
 	opened       map[string]*handles // by the UUID of the device; guarded by mu
+	opening      int                 // calls of Open that are at work; guarded by mu
 	holders      map[string]holding  // likewise; guarded by mu
 	formatsOf    map[string]string   // formats other than raw of the disks that Volumes was last asked for, by Volume.ID; guarded by mu
 }
@@ -134,9 +135,11 @@ const maxAge = time.Second
 // listing is what was last read, for those that may have it without asking again: Volumes, Snapshots and Pools are
 // called in this order for one listing of the host.
 type listing struct {
-	host                   *host
-	began                  time.Time
-	forPools, forSnapshots bool
+	host  *host
+	began time.Time
+	// How many calls may have it still: readings of the host that are under way at once call each in turn, and what was read for
+	// the last of them is news for the others.
+	forPools, forSnapshots int
 }
 
 // readHost asks LVM and device-mapper now. It returns nil where there is no LVM; the host's err says what of it could not be read.
@@ -157,7 +160,7 @@ func (s *Store) readHost(ctx context.Context) *host {
 	h := newHost(r, dm)
 	h.err = errors.Join(err, dmErr)
 	if h.err == nil {
-		s.keep(listing{host: h, began: began, forPools: true, forSnapshots: true})
+		s.keep(h, began)
 	}
 	return h
 }
@@ -177,11 +180,17 @@ func (s *Store) read(ctx context.Context) (*host, error) {
 	return h, nil
 }
 
-func (s *Store) keep(l listing) {
+func (s *Store) keep(h *host, began time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.began.After(s.listing.began) {
-		s.listing = l
+	last := s.listing
+	if !began.After(last.began) {
+		return
+	}
+	s.listing = listing{host: h, began: began, forPools: 1, forSnapshots: 1}
+	if last.host != nil && time.Since(last.began) < maxAge {
+		s.listing.forPools += last.forPools
+		s.listing.forSnapshots += last.forSnapshots
 	}
 }
 
@@ -192,15 +201,15 @@ func (s *Store) changed() {
 	s.listing = listing{began: time.Now()}
 }
 
-// listed is what the last listing read, if it has not been used for this yet, and is no older than maxAge; else it reads. It
+// listed is what the last listing read, if not all who may have had it for this yet, and it is no older than maxAge; else it reads. It
 // is nil where there is no LVM.
-func (s *Store) listed(ctx context.Context, use func(*listing) *bool) (*host, error) {
+func (s *Store) listed(ctx context.Context, left func(*listing) *int) (*host, error) {
 	s.mu.Lock()
 	var h *host
-	if fresh := use(&s.listing); *fresh && s.listing.host != nil && time.Since(s.listing.began) < maxAge {
+	if n := left(&s.listing); *n > 0 && s.listing.host != nil && time.Since(s.listing.began) < maxAge {
 		h = s.listing.host
+		*n--
 	}
-	*use(&s.listing) = false
 	s.mu.Unlock()
 	if h != nil {
 		return h, nil
@@ -210,7 +219,7 @@ func (s *Store) listed(ctx context.Context, use func(*listing) *bool) (*host, er
 	}
 	s.mu.Lock()
 	if s.listing.host == h {
-		*use(&s.listing) = false
+		*left(&s.listing)--
 	}
 	s.mu.Unlock()
 	return h, h.err

@@ -52,6 +52,8 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 	if err := s.absent(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", v.ID, err)
 	}
+	s.beginOpen(1)
+	defer s.beginOpen(-1)
 	dm, err := s.readDevices(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", v.ID, err)
@@ -71,6 +73,20 @@ func (s *Store) Open(ctx context.Context, v backend.Volume) (backend.Device, err
 		return nil, err
 	}
 	return blockdev.OpenImage(d, v.ID, format)
+}
+
+// beginOpen counts those at work.
+func (s *Store) beginOpen(n int) {
+	s.mu.Lock()
+	s.opening += n
+	s.mu.Unlock()
+}
+
+// anyOpen tells whether a volume is open, or may be by what Open has asked device-mapper already.
+func (s *Store) anyOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.opened) > 0 || s.opening > 0
 }
 
 // isLV tells whether a device is that of a logical volume, and not a layer of one or anything else.

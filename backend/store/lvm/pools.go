@@ -10,7 +10,7 @@ import (
 // Pools lists the VGs, and the thin pools as "VG:pool". The free space of a pool that is not active is
 // unknown, and shown as none.
 func (s *Store) Pools(ctx context.Context) ([]backend.Pool, error) {
-	h, err := s.listed(ctx, func(l *listing) *bool { return &l.forPools })
+	h, err := s.listed(ctx, func(l *listing) *int { return &l.forPools })
 	if err != nil || h == nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 
 // Snapshots lists our snapshots, by their tags, and those that others made.
 func (s *Store) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
-	h, err := s.listed(ctx, func(l *listing) *bool { return &l.forSnapshots })
+	h, err := s.listed(ctx, func(l *listing) *int { return &l.forSnapshots })
 	if err != nil || h == nil {
 		return nil, err
 	}

@@ -156,6 +156,34 @@ func TestSnapshots_AreReadAnewOnceTheListingWasUsedOrSomethingChanged(t *testing
 	}
 }
 
+func TestListings_AtOnceReadNoMoreThanOnceEach(t *testing.T) {
+	s, transcript := recorded(t, Options{}, 3)
+	volumes := func() {
+		t.Helper()
+		if _, err := s.Volumes(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rest := func() {
+		t.Helper()
+		snaps, err := s.Snapshots(t.Context())
+		pools, err2 := s.Pools(t.Context())
+		if err := errors.Join(err, err2); err != nil || len(snaps) != 4 || len(pools) != 2 {
+			t.Errorf("%+v, %+v, %v", snaps, pools, err)
+		}
+	}
+	volumes() // the first call
+	volumes() // the second
+	rest()
+	rest()
+	if _, err := s.Snapshots(t.Context()); err != nil { // the third: none of the two is to come
+		t.Error(err)
+	}
+	if err := transcript.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestVolumes_OfAHostWithoutLVMCostNothing(t *testing.T) {
 	disks := []backend.Disk{{Source: "/dev/e/a"}}
 	nothing := func(t *testing.T, s *Store) {

@@ -110,6 +110,35 @@ func TestWatch_CallsOnceAtFirstAndThenForWhatHappens(t *testing.T) {
 	checkAll(t, transcript)
 }
 
+func TestWatch_AsksNothingWhileNoVolumeIsOpen(t *testing.T) {
+	s, happen, transcript := eventHost(t, nil, nil)
+	changed, _, end := watching(t, s)
+	awaitChange(t, changed, "it begins")
+	for range 2 {
+		happen()
+		awaitChange(t, changed, "something happened")
+	}
+	end()
+	checkAll(t, transcript)
+}
+
+// What Open has been told may be out of date before it has the volume open.
+func TestWatch_AsksForAVolumeThatIsBeingOpened(t *testing.T) {
+	recorded, err := run.ReadTranscript("testdata/host.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, happen, transcript := eventHost(t, recorded.Calls[1:3], nil)
+	changed, _, end := watching(t, s)
+	awaitChange(t, changed, "it begins")
+	s.beginOpen(1)
+	happen()
+	awaitChange(t, changed, "something happened")
+	s.beginOpen(-1)
+	end()
+	checkAll(t, transcript)
+}
+
 // openUUIDs are the UUIDs of devices.
 func openUUIDs(t *testing.T, info, status run.Call, names ...string) (uuids []string) {
 	t.Helper()
@@ -130,6 +159,7 @@ func TestWatch_EndsWhereThereIsNothingToWatch(t *testing.T) {
 	t.Run("the tools are gone", func(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
 		s, happen, transcript := eventHost(t, []run.Call{{Argv: append([]string{"dmsetup"}, infoArgs()...), Exit: -1, Failure: "missing"}}, zap.New(core))
+		s.opened["LVM-x"] = &handles{open: 1} // whose state an event makes it ask for
 		changed, ended, _ := watching(t, s)
 		awaitChange(t, changed, "it begins")
 		happen()
