@@ -56,17 +56,33 @@ func (g *guard) init(h *Host) {
 	g.tracks, g.extend, g.retried = map[string]*track{}, map[string]*extending{}, map[string]time.Duration{}
 }
 
-// start begins to watch.
+// start begins to watch. It waits for a moment until the stores do, so that one reading of the host tells what may have
+// happened before to all of them.
 func (g *guard) start() error {
+	var begin sync.WaitGroup
 	for _, s := range g.h.o.Stores {
 		w, ok := s.(backend.Watcher)
 		if !ok {
 			g.setDeaf(s.Name(), true)
 			continue
 		}
-		if err := g.h.spawn(func() { g.watch(s.Name(), w) }); err != nil {
+		begin.Add(1)
+		begun := sync.OnceFunc(begin.Done)
+		if err := g.h.spawn(func() {
+			defer begun()
+			g.watch(s.Name(), w, begun)
+		}); err != nil {
 			return err
 		}
+	}
+	all := make(chan struct{})
+	go func() {
+		begin.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+	case <-time.After(g.h.lim.sampleGap):
 	}
 	for _, hv := range g.h.o.Hypervisors {
 		if w, ok := hv.(backend.Watcher); ok {
@@ -105,8 +121,12 @@ func (g *guard) watchDomains(hypervisor string, w backend.Watcher) {
 	}
 }
 
-func (g *guard) watch(store string, w backend.Watcher) {
-	err := w.Watch(g.h.done, g.happened)
+// watch calls begun once it does.
+func (g *guard) watch(store string, w backend.Watcher, begun func()) {
+	err := w.Watch(g.h.done, func() {
+		g.happened()
+		begun()
+	})
 	if g.h.done.Err() != nil {
 		return
 	}
@@ -133,7 +153,7 @@ func (g *guard) listens(store string) bool {
 	if last, tried := g.retried[store]; deaf && ok && (!tried || g.clock()-last >= g.h.lim.retry) {
 		if g.retried[store] = g.clock(); tried {
 			g.setDeaf(store, false)
-			g.h.spawn(func() { g.watch(store, w) })
+			g.h.spawn(func() { g.watch(store, w, func() {}) })
 		}
 	}
 	return !deaf

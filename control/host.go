@@ -197,10 +197,11 @@ func (h *Host) Start(ctx context.Context) error {
 	if err := h.repair(ctx); err != nil {
 		return err
 	}
-	if err := h.spawn(h.expiryLoop); err != nil {
+	// First the guard: what it has to read anew as it begins, the expiry has then, too.
+	if err := h.guard.start(); err != nil {
 		return err
 	}
-	return h.guard.start()
+	return h.spawn(h.expiryLoop)
 }
 
 // Close waits for changes under way, ends copies (their snapshots are removed), removes the block devices that

@@ -29,7 +29,7 @@ func (s *Store) Repair(ctx context.Context) error {
 	if s.absent() != nil {
 		return nil
 	}
-	h, err := s.read(ctx)
+	h, err := s.recent(ctx)
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
