@@ -252,6 +252,10 @@ func (g *guard) loop() {
 		case <-g.kick:
 		}
 		g.idle.Store(false)
+		if h.keeping.Load() > 0 {
+			timer.Reset(gap) // a guest waits for what is under way
+			continue
+		}
 		if g.event.Load() {
 			if left := gap - (g.clock() - last); left > 0 && last > 0 {
 				timer.Reset(left) // events come in swarms

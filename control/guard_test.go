@@ -416,3 +416,26 @@ func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
 		})
 	}
 }
+
+func TestGuard_ReadsNothingWhileADomainIsPaused(t *testing.T) {
+	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleHeld = time.Millisecond, time.Millisecond }})
+	b.fake.Hypervisor.Start("web01")
+	hang := make(chan struct{})
+	b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
+	result := make(chan error)
+	go func() { result <- b.Snapshot(t.Context(), "web01", "s") }()
+	eventually(t, "it hangs", func() bool { return b.fake.Store.Calls("Snapshot") == 1 })
+	before := b.Stats()["inventory_reads"]
+	for range 30 {
+		time.Sleep(time.Millisecond)
+		b.guard.happened()
+	}
+	if n := b.Stats()["inventory_reads"] - before; n > 1 { // one may have been under way
+		t.Errorf("the host was read %d times", n)
+	}
+	close(hang)
+	b.must(<-result)
+	ended := b.Stats()["inventory_reads"]
+	b.guard.happened()
+	eventually(t, "the host is read after the pause", func() bool { return b.Stats()["inventory_reads"] > ended })
+}

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"domfs/backend"
@@ -50,6 +51,8 @@ type Options struct {
 	AutoExtend AutoExtend
 	// NoPause leaves domains running while they are snapshotted.
 	NoPause bool
+	// PauseLimit is how long a domain is kept paused, at most. 0 means 10 s. A guest is kept frozen for 20 s more.
+	PauseLimit time.Duration
 	// Freezer freezes the guests that run for their snapshots; nil: they are not frozen.
 	Freezer backend.Freezer
 	// Foreign lets Remove remove snapshots that others made.
@@ -125,6 +128,7 @@ type Host struct {
 	stores map[string]backend.Store // by name; never changed after New
 
 	lock      *hostLock
+	keeping   atomic.Int32 // domains that are kept paused or frozen at present: nothing is done then that can wait
 	inventory inventoryCache
 	drivers   driverStates
 	volumes   *volumeCache
@@ -160,10 +164,15 @@ func New(o Options) *Host {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
+	lim := defaultLimits()
+	if o.PauseLimit > 0 {
+		lim.frozen += o.PauseLimit - lim.pause
+		lim.pause = o.PauseLimit
+	}
 	h := &Host{
 		o:          o,
 		log:        o.Log,
-		lim:        defaultLimits(),
+		lim:        lim,
 		now:        time.Now,
 		errno:      o.ErrnoName,
 		stores:     map[string]backend.Store{},

@@ -71,6 +71,7 @@ func (h *Host) freeze(ctx context.Context, freezer backend.Freezer, d *Domain, s
 
 func (k *kept) keep(ctx context.Context, begin func(context.Context) (func(context.Context) error, error)) (*kept, context.Context, error) {
 	k.began = time.Now()
+	k.h.keeping.Add(1)
 	k.done = make(chan struct{})
 	kctx, cancel := context.WithCancelCause(ctx)
 	k.cancel = cancel
@@ -80,6 +81,8 @@ func (k *kept) keep(ctx context.Context, begin func(context.Context) (func(conte
 		cancel(err)
 		if undo != nil {
 			k.finish(false)
+		} else {
+			k.h.keeping.Add(-1)
 		}
 		return nil, nil, fmt.Errorf("%s cannot be %s: %w", k.domain.Name, k.words.is, err)
 	}
@@ -107,6 +110,7 @@ func (k *kept) finish(late bool) {
 		k.late = late
 		k.cancel(errKeptTooLong)
 		defer close(k.done)
+		defer k.h.keeping.Add(-1)
 		defer func() { k.lasted = time.Since(k.began) }()
 		var err error
 		for range undoTries {

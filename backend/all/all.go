@@ -32,6 +32,8 @@ type Options struct {
 	ImageDirs []string // folders of image files to show as stores beside those that disks lie in, and to follow backing files in
 	LVM       LVM
 	Freeze    Freeze
+	// PauseTimeout is how long a domain may be kept paused; 0: the driver's own.
+	PauseTimeout time.Duration
 	// Records is what the paths of records begin with of what guests are kept in: paused, frozen.
 	Records string
 	Log     *zap.Logger
@@ -56,6 +58,17 @@ func (o Freeze) Check() error {
 
 // maxFreezeTimeout keeps a snapshot's deadline far off.
 const maxFreezeTimeout = 2 * time.Minute
+
+// MaxPauseTimeout is far below what breaks a guest's connections, and the freezer's own deadline.
+const MaxPauseTimeout = 30 * time.Second
+
+// CheckPauseTimeout says what is wrong with how long a domain may be kept paused; ErrInvalid.
+func CheckPauseTimeout(d time.Duration) error {
+	if d < time.Second || d > MaxPauseTimeout {
+		return fmt.Errorf("--pause-timeout: %s is not from 1s to %s: %w", d, MaxPauseTimeout, backend.ErrInvalid)
+	}
+	return nil
+}
 
 // LVM are the options of the store lvm.
 type LVM struct {
@@ -83,7 +96,7 @@ func Hypervisors(o Options) []backend.Hypervisor {
 	}
 	var hs []backend.Hypervisor
 	if xen.Available() {
-		hs = append(hs, xen.New(xen.Options{Records: o.Records, Log: o.Log}))
+		hs = append(hs, xen.New(xen.Options{Records: o.Records, PauseTimeout: o.PauseTimeout, Log: o.Log}))
 	}
 	return append(hs, xlcfg.New(paths, o.Log))
 }

@@ -19,8 +19,9 @@ var _ backend.Freezer = (*Freezer)(nil)
 const (
 	// Kind is what a frozen guest is called among the states that hold keeps.
 	Kind = "frozen"
-	// holdLimit is how long a guest stays frozen at most, once it is, before it is thawed whatever anybody says.
-	holdLimit = 45 * time.Second
+	// holdLimit is how long a guest stays frozen at most, once it is, before it is thawed whatever anybody says: longer than any
+	// caller keeps it so.
+	holdLimit = 65 * time.Second
 	// maxThaws is how often a thaw command is run that fails.
 	maxThaws = 5
 )

@@ -14,7 +14,7 @@ func TestDaemonArgs_HaveEveryOption(t *testing.T) {
 	for name, given := range map[string]mountCommand{
 		"nothing": {Map: "kpartx", LogFormat: "text"},
 		"everything": {XLConfig: []string{"/a", "/b c"}, ImageDir: []string{"/i"}, VG: []string{"vg0", "vg1"}, SnapSize: "30%", AutoExtend: "60:10", Foreign: true, RemoveVols: true,
-			Map: "none", NoPause: true, FreezeCmd: "ssh $DOMFS_DOMAIN 'freeze all'", ThawCmd: "thaw", FreezeTime: "10s", AllowOther: true, Group: "12", LogFile: "/log", LogFormat: "json", LockFile: "/lock", Debug: true},
+			Map: "none", NoPause: true, PauseTime: "20s", FreezeCmd: "ssh $DOMFS_DOMAIN 'freeze all'", ThawCmd: "thaw", FreezeTime: "10s", AllowOther: true, Group: "12", LogFile: "/log", LogFormat: "json", LockFile: "/lock", Debug: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			given.Args.Mountpoint = "/mnt/--x"

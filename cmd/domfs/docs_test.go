@@ -181,6 +181,8 @@ func TestHelp_GoesToStandardOutputAndUsageErrorsDoNot(t *testing.T) {
 		{[]string{"mount", "--thaw-cmd=true", "/mnt"}, 1, "", "--freeze-cmd and --thaw-cmd are given both or not at all"},
 		{[]string{"mount", "--freeze-timeout=30", "/mnt"}, 1, "", "--freeze-timeout: \"30\" is no duration"},
 		{[]string{"mount", "--freeze-timeout=1h", "/mnt"}, 1, "", "--freeze-timeout: 1h0m0s is not from 1s to 2m0s"},
+		{[]string{"mount", "--pause-timeout=soon", "/mnt"}, 1, "", "--pause-timeout: \"soon\" is no duration"},
+		{[]string{"mount", "--pause-timeout=1m", "/mnt"}, 1, "", "--pause-timeout: 1m0s is not from 1s to 30s"},
 		{[]string{"umount"}, 2, "", "MOUNTPOINT"},
 		{[]string{"umount", "/proc"}, 1, "", "/proc is not a domfs mount"},
 		{[]string{"umount", "/does/not/exist"}, 1, "", "/does/not/exist does not exist"},

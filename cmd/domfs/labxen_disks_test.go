@@ -15,7 +15,7 @@ import (
 
 // Ten growths in a row of each kind, each seen by the guest with no command in it.
 func theGuestSeesEachGrowth(t *testing.T, h *xenHost, d *labxen.DomU) {
-	m := h.mount("--map=none")
+	m := h.mount("--map=none", slowPause)
 	for vdev, size := range map[string]int64{"xvda": guestRootMiB * mib, "xvdb": guestDataMiB * mib} {
 		path := "xenstore/" + d.Name + "/disks/" + vdev + "/size"
 		for range 10 {

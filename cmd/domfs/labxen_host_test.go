@@ -14,6 +14,8 @@ import (
 const (
 	guestRootMiB = 96
 	guestDataMiB = 64
+	// Two snapshots take seconds where the processor is emulated.
+	slowPause = "--pause-timeout=30s"
 )
 
 // xenHost is a host whose domains run.

@@ -44,7 +44,7 @@ func TestLabXen_ARunningDomain(t *testing.T) {
 
 // Twenty snapshots of a guest that writes all the time: each is of one instant, and has what was synced before it began.
 func snapshotsAreOfOneInstant(t *testing.T, h *xenHost, d *labxen.DomU) {
-	m := h.mount("--map=none")
+	m := h.mount("--map=none", slowPause)
 	for round := range 20 {
 		synced, began := d.Synced(), time.Now()
 		m.snapshot(d.Name, "s")
@@ -94,7 +94,7 @@ func withoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T, h *xenHost, d *labxen.
 }
 
 func whatTheAdminPausedStaysPaused(t *testing.T, h *xenHost, d *labxen.DomU) {
-	m := h.mount()
+	m := h.mount(slowPause)
 	labneed.Run(t, "xl", "pause", d.Name)
 	eventually(t, endLimit, "the tree has it paused", func() bool { return m.read("xenstore/"+d.Name+"/state") == "paused" })
 	m.snapshot(d.Name, "s")
@@ -132,7 +132,7 @@ func killedDuringItsPauseTheGuestGoesOn(t *testing.T, h *xenHost, d *labxen.DomU
 
 func frozenByTheAdminsCommands(t *testing.T, h *xenHost, d *labxen.DomU) {
 	said := filepath.Join(h.dir, "said")
-	m := h.mount("--freeze-cmd=echo freeze $DOMFS_DOMAIN >>"+said, "--thaw-cmd=echo thaw $DOMFS_DOMAIN >>"+said)
+	m := h.mount("--freeze-cmd=echo freeze $DOMFS_DOMAIN >>"+said, "--thaw-cmd=echo thaw $DOMFS_DOMAIN >>"+said, slowPause)
 	m.snapshot(d.Name, "s")
 	if got := m.read("snapshots/" + d.Name + "/s/consistency"); got != "frozen" {
 		t.Errorf("consistency is %q", got)

@@ -38,6 +38,7 @@ type mountCommand struct {
 	RemoveVols bool     `long:"remove-volumes" description:"let rmdir of a running domain's disk remove its logical volume, too"`
 	Map        string   `long:"map" default:"kpartx" choice:"kpartx" choice:"none" description:"whether snapshots on LVM are mapped as block devices as they are made"`
 	NoPause    bool     `long:"no-pause" description:"leave domains running while they are snapshotted"`
+	PauseTime  string   `long:"pause-timeout" value-name:"DURATION" default:"10s" description:"how long a domain may be paused for its snapshot"`
 	FreezeCmd  string   `long:"freeze-cmd" value-name:"COMMAND" description:"a shell command that freezes a guest for its snapshot"`
 	ThawCmd    string   `long:"thaw-cmd" value-name:"COMMAND" description:"a shell command that thaws it again"`
 	FreezeTime string   `long:"freeze-timeout" value-name:"DURATION" default:"30s" description:"how long each of these commands may take"`
@@ -245,15 +246,22 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 	if err := claimLockFile(lock, uid); err != nil {
 		return control.Options{}, err
 	}
-	timeout, err := time.ParseDuration(c.FreezeTime)
+	timeout, err := durationOption("--freeze-timeout", c.FreezeTime)
 	if err != nil {
-		return control.Options{}, fmt.Errorf("--freeze-timeout: %q is no duration such as 30s", c.FreezeTime)
+		return control.Options{}, err
+	}
+	pause, err := durationOption("--pause-timeout", c.PauseTime)
+	if err != nil {
+		return control.Options{}, err
+	}
+	if err := all.CheckPauseTimeout(pause); err != nil {
+		return control.Options{}, err
 	}
 	freezing := all.Freeze{Freeze: c.FreezeCmd, Thaw: c.ThawCmd, Timeout: timeout}
 	if err := freezing.Check(); err != nil {
 		return control.Options{}, err
 	}
-	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, LVM: ofLVM, Freeze: freezing, Records: lock + heldInfix, Log: log}
+	drivers := all.Options{XLConfig: c.XLConfig, ImageDirs: c.ImageDir, LVM: ofLVM, Freeze: freezing, PauseTimeout: pause, Records: lock + heldInfix, Log: log}
 	var mapNew []string
 	if c.Map == "kpartx" {
 		mapNew = []string{"lvm"}
@@ -274,11 +282,21 @@ func (c *mountCommand) hostOptions(log *zap.Logger) (control.Options, error) {
 		ErrnoName:   vfs.ErrnoName,
 		AutoExtend:  extend,
 		NoPause:     c.NoPause,
+		PauseLimit:  pause,
 		Freezer:     all.Freezer(drivers),
 		Foreign:     c.Foreign,
 
 		RemoveVolumes: c.RemoveVols,
 	}, nil
+}
+
+// durationOption reads an option's value.
+func durationOption(option, value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %q is no duration such as 30s", option, value)
+	}
+	return d, nil
 }
 
 // onSignal closes stop at the first signal. The second ends the program on the spot: the

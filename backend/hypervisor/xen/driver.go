@@ -30,6 +30,8 @@ type Options struct {
 	Log    *zap.Logger // may be nil
 	// Records is what the paths of records of paused domains begin with; "": DefaultRecords.
 	Records string
+	// PauseTimeout is how long callers keep a domain paused, at most; 0: DefaultPauseTimeout.
+	PauseTimeout time.Duration
 }
 
 // Driver lists the domains that exist on this host, of which it is domain 0.
@@ -41,9 +43,10 @@ type Driver struct {
 	stat  func(path string) (number uint64, isBlock bool)
 	xl    func(ctx context.Context) ([]byte, error) // lists
 
-	holds     hold.Options // for pauses
-	toolstack string       // the program xl, for changes
-	writer    string       // the program xenstore-write
+	holds     hold.Options  // for pauses
+	pauseHold time.Duration // from when xl is told to pause a domain until it is resumed, whatever anybody says
+	toolstack string        // the program xl, for changes
+	writer    string        // the program xenstore-write
 	sysfs     string
 }
 
@@ -61,6 +64,10 @@ func New(o Options) *Driver {
 	}
 	d := &Driver{store: xenstore.New(xenstore.Options{Paths: paths}), run: o.Runner, log: o.Log, gap: watchGap, stat: blockNumber}
 	d.xl = func(ctx context.Context) ([]byte, error) { return d.run.Run(ctx, "xl", "list") }
+	if o.PauseTimeout == 0 {
+		o.PauseTimeout = DefaultPauseTimeout
+	}
+	d.pauseHold = o.PauseTimeout + pauseGrace
 	if o.Records == "" {
 		o.Records = DefaultRecords
 	}

@@ -20,12 +20,14 @@ const (
 	PauseKind = "paused"
 	// DefaultRecords is what the paths of records of paused domains begin with, unless Options say otherwise.
 	DefaultRecords = "/run/domfs.lock.held-"
+	// DefaultPauseTimeout is how long a domain is kept paused, at most, unless Options say otherwise.
+	DefaultPauseTimeout = 10 * time.Second
 )
 
 // Limits of a pause.
 const (
 	pauseBegin = 10 * time.Second // for xl to say what the domain is, and to pause it
-	pauseHold  = 20 * time.Second // from when xl is told to pause it; then it is resumed, whatever anybody says
+	pauseGrace = 10 * time.Second // after PauseTimeout, from when xl is told to pause it: then it is resumed, whatever anybody says
 	pauseEnd   = 5 * time.Second  // for one try to resume it
 )
 
@@ -47,7 +49,7 @@ func (d *Driver) PreparePause(ctx context.Context, dom backend.Domain) (p backen
 	}
 	h, err := hold.Start(ctx, d.holds, hold.Spec{
 		Kind: PauseKind, Name: dom.Name, Task: &pause{XL: d.toolstack, ID: dom.ID},
-		Begin: pauseBegin, Hold: pauseHold, End: pauseEnd,
+		Begin: pauseBegin, Hold: d.pauseHold, End: pauseEnd,
 	})
 	if err != nil {
 		return nil, nil, err

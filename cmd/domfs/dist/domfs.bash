@@ -52,7 +52,7 @@ _domfs() {
     local words
     case $command in
     '') words='mount umount tree version --help' ;;
-    mount) words='--xl-config= --image-dir= --vg= --snapshot-size= --autoextend= --foreign --remove-volumes --map= --no-pause --freeze-cmd= --thaw-cmd= --freeze-timeout= --allow-other --group= --daemon --log-file= --log-format= --lock-file= --debug --help' ;;
+    mount) words='--xl-config= --image-dir= --vg= --snapshot-size= --autoextend= --foreign --remove-volumes --map= --no-pause --pause-timeout= --freeze-cmd= --thaw-cmd= --freeze-timeout= --allow-other --group= --daemon --log-file= --log-format= --lock-file= --debug --help' ;;
     umount) words='--lazy --help' ;;
     *) words='--help' ;;
     esac

@@ -42,7 +42,7 @@ const (
 )
 
 const (
-	deviceLimit = 30 * time.Second // until the second disk is there
+	deviceLimit = 30 * time.Second       // until the second disk is there
 	defaultPace = 200 * time.Millisecond // a record costs a processor that is emulated about 60 ms
 )
 
