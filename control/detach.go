@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -144,12 +145,17 @@ func (r *removal) volumeRefusal(ctx context.Context, inv *Inventory) error {
 	return nil
 }
 
-// othersOf names a disk beside k of d that is on the volume v: of any domain, of what the configuration of a running one says, too.
+// othersOf names a disk beside k of d that is on the volume v: of any domain, of what the configuration of a running one says, too,
+// whatever path it has there. What cannot be told is an error.
 func (h *Host) othersOf(ctx context.Context, inv *Inventory, d *Domain, k backend.Disk, v backend.Volume) (string, error) {
+	same := func(at diskAt) bool {
+		w := at.domain.Volumes[at.disk]
+		return w.Store == v.Store && w.ID == v.ID || at.domain.Disks[at.disk].Source == k.Source
+	}
 	for _, o := range inv.Domains {
-		for i, w := range o.Volumes {
-			if w.Store == v.Store && w.ID == v.ID && (o != d || o.Disks[i].VDev != k.VDev) {
-				return o.Disks[i].VDev + " of " + o.Name, nil
+		for i, l := range o.Disks {
+			if same(diskAt{o, i}) && (o != d || l.VDev != k.VDev) {
+				return l.VDev + " of " + o.Name, nil
 			}
 		}
 	}
@@ -158,15 +164,43 @@ func (h *Host) othersOf(ctx context.Context, inv *Inventory, d *Domain, k backen
 		if err != nil {
 			return "", fmt.Errorf("whether another domain has it cannot be told: %w", err)
 		}
-		for _, o := range ds {
-			for _, l := range o.Disks {
-				if l.Source == k.Source && (hv != d.hypervisor || o.Name != d.Name || l.VDev != k.VDev) {
-					return l.VDev + " of " + o.Name + " (" + hv.Name() + ")", nil
-				}
+		disks, err := h.volumesOf(ctx, wrapDomains(hv, ds))
+		if err != nil {
+			return "", err
+		}
+		for _, at := range disks {
+			o, l := at.domain, at.domain.Disks[at.disk]
+			if same(at) && (hv != d.hypervisor || o.Name != d.Name || l.VDev != k.VDev) {
+				return l.VDev + " of " + o.Name + " (" + hv.Name() + ")", nil
 			}
 		}
 	}
 	return "", nil
+}
+
+// volumesOf has the stores say what the disks of domains are on, those that the inventory does not show among them.
+func (h *Host) volumesOf(ctx context.Context, ds []*Domain) (all []diskAt, err error) {
+	for _, o := range ds {
+		if o.Err != nil && !errors.Is(o.Err, backend.ErrExist) { // one of two equal names has its disks all the same
+			return nil, backend.Because(backend.ErrBusy, "whether it is a disk of %s, too, cannot be told: %v", o.Name, o.Err)
+		}
+		o.Volumes = make([]backend.Volume, len(o.Disks))
+		for i, k := range o.Disks {
+			if k.Source != "" {
+				all = append(all, diskAt{o, i})
+			}
+		}
+	}
+	open, failed := all, map[diskAt]error{}
+	for _, s := range h.o.Stores {
+		open = h.claim(ctx, s, open, failed)
+	}
+	for _, at := range open {
+		if err := failed[at]; err != nil {
+			return nil, backend.Because(backend.ErrBusy, "what %s of %s is cannot be told: %v", at.domain.Disks[at.disk].VDev, at.domain.Name, err)
+		}
+	}
+	return all, nil
 }
 
 func (r *removal) detach(ctx context.Context) error {

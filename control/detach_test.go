@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -179,6 +180,16 @@ func TestDetach_KeepsAVolumeThatOthersNeed(t *testing.T) {
 		{"in its own configuration", func(b *bench) {
 			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web01", UUID: uuid1, Disks: []backend.Disk{{VDev: "xvdb", Format: "raw", Source: "/images/web01-xvdb"}}}}
 		}, []string{"xvdb of web01 (config)"}},
+		{"another running domain's configuration, by another path", func(b *bench) {
+			b.fake.Store.Alias("/dev/mapper/web01-xvdb", "/images/web01-xvdb")
+			b.fake.AddDomain("web02", uuid2, nil, "xvda")
+			b.fake.Hypervisor.Start("web02")
+			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web02", UUID: uuid2, State: backend.StateOff, Disks: []backend.Disk{
+				{VDev: "xvda", Format: "raw", Source: "/images/web02-xvda"}, {VDev: "xvdd", Format: "raw", Source: "/dev/mapper/web01-xvdb"}}}}
+		}, []string{"xvdd of web02 (config)"}},
+		{"a configuration that cannot be read", func(b *bench) {
+			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web03", State: backend.StateOff, Err: fmt.Errorf("web03.cfg:1: no quote: %w", backend.ErrInvalid)}}
+		}, []string{"a disk of web03, too, cannot be told", "web03.cfg:1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := running(t, setup{options: func(o *Options) {

@@ -30,6 +30,7 @@ type Store struct {
 	watchers  map[*func()]bool        // guarded by mu
 	pools     map[string]backend.Pool // guarded by mu; beside the store's own
 	making    int                     // guarded by mu; new volumes not closed
+	aliases   map[string]string       // guarded by mu; further names of sources
 }
 
 type volume struct {
@@ -62,6 +63,16 @@ func (s *Store) AddVolume(source string, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.volumes[source] = &volume{id: source, data: slices.Clone(data), generation: 1}
+}
+
+// Alias makes path another name of the volume of source.
+func (s *Store) Alias(path, source string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.aliases == nil {
+		s.aliases = map[string]string{}
+	}
+	s.aliases[path] = source
 }
 
 // AddDevice adds a volume whose bytes are dev's. Closing the volume leaves dev open. Its
@@ -349,7 +360,11 @@ func (d storeDriver) Volumes(ctx context.Context, disks []backend.Disk) ([]backe
 	defer s.mu.Unlock()
 	out := make([]backend.Volume, len(disks))
 	for i, k := range disks {
-		if v := s.volumes[k.Source]; v != nil {
+		source := k.Source
+		if to, ok := s.aliases[source]; ok {
+			source = to
+		}
+		if v := s.volumes[source]; v != nil {
 			out[i] = s.describe(v)
 			out[i].Format = k.Format
 		}
