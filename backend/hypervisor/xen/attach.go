@@ -53,7 +53,7 @@ func (d *Driver) Attach(ctx context.Context, dom backend.Domain, k backend.Disk)
 		err = d.connected(ctx, dom, k.VDev)
 	}
 	if err != nil {
-		d.takeBack(ctx, dom, k.VDev)
+		d.takeBack(ctx, dom, k)
 		return fmt.Errorf("attach %s to %s: %w", k.VDev, dom.Name, err)
 	}
 	return nil
@@ -128,22 +128,28 @@ func (d *Driver) connected(ctx context.Context, dom backend.Domain, vdev string)
 	}
 }
 
-// takeBack removes a disk that the guest has not connected to, whatever is left of it.
-func (d *Driver) takeBack(ctx context.Context, dom backend.Domain, vdev string) {
+// takeBack removes a disk that the guest has not connected to, whatever is left of it. One of that name that somebody else has attached
+// meanwhile, which is why ours could not be, is not touched.
+func (d *Driver) takeBack(ctx context.Context, dom backend.Domain, k backend.Disk) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
 	defer cancel()
-	if _, err := d.device(ctx, dom.ID, vdev); errors.Is(err, backend.ErrNotExist) {
+	there, err := d.device(ctx, dom.ID, k.VDev)
+	switch {
+	case errors.Is(err, backend.ErrNotExist):
 		return // xl has cleared up itself
-	}
-	err := d.change(ctx, d.toolstack, "block-detach", "--force", strconv.Itoa(dom.ID), vdev)
-	if err == nil {
+	case err == nil && there.target != k.Source && !strings.HasSuffix(there.target, ":"+k.Source):
 		return
+	case err == nil:
+		err = d.change(ctx, d.toolstack, "block-detach", "--force", strconv.Itoa(dom.ID), k.VDev)
+		if err == nil {
+			return
+		}
+		if _, gone := d.device(ctx, dom.ID, k.VDev); errors.Is(gone, backend.ErrNotExist) {
+			return
+		}
 	}
-	if _, gone := d.device(ctx, dom.ID, vdev); errors.Is(gone, backend.ErrNotExist) {
-		return
-	}
-	d.log.Error("a disk that could not be attached is still there: detach it by hand (xl block-detach --force)",
-		zap.String("domain", dom.Name), zap.String("disk", vdev), zap.Error(err))
+	d.log.Error("a disk that could not be attached is still there, or may be: detach it by hand (xl block-detach --force)",
+		zap.String("domain", dom.Name), zap.String("disk", k.VDev), zap.String("source", k.Source), zap.Error(err))
 }
 
 // Detach runs `xl block-detach`, which asks the guest to let go of the disk. ErrBusy: it has not within ten seconds, and has the disk

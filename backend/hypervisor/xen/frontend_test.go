@@ -267,6 +267,21 @@ func TestAttach_IsTakenBackWhereItFails(t *testing.T) {
 	}
 }
 
+func TestAttach_TakesNothingBackThatSomebodyElseHasAttached(t *testing.T) {
+	h, d := serving(t)
+	x := h.tools(d, map[string]func() string{"xl block-attach": func() string {
+		h.attach(7, 0, "xvdb", "phy", "/dev/vg0/admins") // a moment before
+		return "libxl: error: device already exists in xenstore"
+	}})
+	if err := d.Attach(t.Context(), web01, newDisk); !errors.Is(err, backend.ErrIO) || !strings.Contains(err.Error(), "already exists") {
+		t.Errorf("error is %v", err)
+	}
+	x.wantAsked(attachMore)
+	if _, err := d.device(t.Context(), 7, "xvdb"); err != nil {
+		t.Errorf("the other disk: %v", err)
+	}
+}
+
 func TestAttach_RefusesWhatXLWouldReadOtherwise(t *testing.T) {
 	h, d := serving(t)
 	x := h.tools(d, nil)
