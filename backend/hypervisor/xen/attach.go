@@ -114,7 +114,8 @@ func (d *Driver) connected(ctx context.Context, dom backend.Domain, vdev string)
 		if err == nil && state == stateConnected {
 			return nil
 		}
-		if err != nil && ctx.Err() == nil {
+		silent := isSilence(err)
+		if err != nil && !silent && ctx.Err() == nil {
 			return err
 		}
 		select {
@@ -123,9 +124,17 @@ func (d *Driver) connected(ctx context.Context, dom backend.Domain, vdev string)
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return ctx.Err()
 			}
+			if silent {
+				return fmt.Errorf("whether the guest has connected to it cannot be told: %w", err)
+			}
 			return fmt.Errorf("the guest has not connected to it (it is paused, or has no driver for it): %w", backend.ErrTimeout)
 		}
 	}
+}
+
+// isSilence tells whether err is that xenstored was not there to be asked, and says nothing of what was asked for.
+func isSilence(err error) bool {
+	return errors.Is(err, backend.ErrIO) || errors.Is(err, backend.ErrTimeout) || errors.Is(err, backend.ErrNoDevice)
 }
 
 // takeBack removes a disk that the guest has not connected to, whatever is left of it. One of that name that somebody else has attached

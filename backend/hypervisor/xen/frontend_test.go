@@ -90,6 +90,20 @@ func TestNotifySize_IsNoErrorWhereBlkbackTakesLonger(t *testing.T) {
 	}
 }
 
+func TestNotifySize_IsNoErrorWhereXenstoredIsAway(t *testing.T) {
+	h, d := serving(t)
+	if err := d.CanNotify(t.Context(), web01, "xvda"); err != nil {
+		t.Fatal(err)
+	}
+	h.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*sizePause)
+	defer cancel()
+	if err := d.NotifySize(ctx, web01, "xvda", 200*sectorBytes); err != nil {
+		t.Errorf("the disk has grown, and is to grow again: %v", err)
+	}
+	h.Start()
+}
+
 func TestDevice_IsOnlyWhatTheToolstackWrote(t *testing.T) {
 	h, d := serving(t)
 	front := "/local/domain/7/device/vbd/51712"
@@ -265,6 +279,21 @@ func TestAttach_IsTakenBackWhereItFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAttach_OutlastsALostConnection(t *testing.T) {
+	h, d := serving(t)
+	x := h.tools(d, map[string]func() string{"xl block-attach": func() string {
+		h.attach(7, 0, "xvdb", "phy", newDisk.Source)
+		h.connect(backendPath(0, "vbd", 7, "xvdb"), "fd:2", newDisk.Source, "100")
+		h.Stop()
+		time.AfterFunc(500*time.Millisecond, h.Start)
+		return ""
+	}})
+	if err := d.Attach(t.Context(), web01, newDisk); err != nil {
+		t.Error(err)
+	}
+	x.wantAsked(attachMore)
 }
 
 func TestAttach_TakesNothingBackThatSomebodyElseHasAttached(t *testing.T) {

@@ -51,24 +51,18 @@ func (d *Driver) canNotify(k *device) error {
 }
 
 // NotifySize waits until blkback has told the guest, for some seconds at most. There is nothing to be done for it. nil is also for a
-// guest that has not connected to the disk (it reads the size when it does), and for a blkback that has not noticed (one
-// older than Linux 3.11 does when the guest uses the disk next): that is logged.
+// guest that has not connected to the disk (it reads the size when it does), and, which is logged, for a blkback that has not noticed (one
+// older than Linux 3.11 does when the guest uses the disk next), and where xenstored is not there to be asked: the disk has grown, and an
+// error would have it grown once more.
 func (d *Driver) NotifySize(ctx context.Context, dom backend.Domain, vdev string, sizeBytes int64) error {
-	k, err := d.device(ctx, dom.ID, vdev)
-	if err != nil {
-		return err
-	}
-	if err := d.canNotify(k); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, sizeLimit)
 	defer cancel()
 	for {
-		told, err := d.told(ctx, k, sizeBytes)
+		told, err := d.knows(ctx, dom, vdev, sizeBytes)
 		if err == nil && told {
 			return nil
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && !isSilence(err) && ctx.Err() == nil {
 			return err
 		}
 		select {
@@ -80,9 +74,21 @@ func (d *Driver) NotifySize(ctx context.Context, dom backend.Domain, vdev string
 			return ctx.Err()
 		}
 		d.log.Warn("a domain has not been told of a disk's new size yet; it is when it uses the disk next",
-			zap.String("domain", dom.Name), zap.String("disk", vdev), zap.Int64("size", sizeBytes), zap.Duration("waited", sizeLimit))
+			zap.String("domain", dom.Name), zap.String("disk", vdev), zap.Int64("size", sizeBytes), zap.Duration("waited", sizeLimit), zap.Error(err))
 		return nil
 	}
+}
+
+// knows tells whether a domain knows the size of a disk: ErrUnsupported where it never will.
+func (d *Driver) knows(ctx context.Context, dom backend.Domain, vdev string, sizeBytes int64) (bool, error) {
+	k, err := d.device(ctx, dom.ID, vdev)
+	if err == nil {
+		err = d.canNotify(k)
+	}
+	if err != nil {
+		return false, err
+	}
+	return d.told(ctx, k, sizeBytes)
 }
 
 // told tells whether the guest knows the size, or will when it connects.
