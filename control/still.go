@@ -112,14 +112,20 @@ func (k *kept) finish(late bool) {
 		defer close(k.done)
 		defer k.h.keeping.Add(-1)
 		defer func() { k.lasted = time.Since(k.began) }()
+		// All tries together have one limit: the host's lock is held, and a guest that does not answer is not to keep it from others.
+		ctx, cancel := context.WithTimeout(context.Background(), k.limit)
+		defer cancel()
 		var err error
 		for range undoTries {
-			if err = k.try(); err == nil {
+			if err = k.undo(ctx); err == nil {
 				return
 			}
 			if errors.Is(err, backend.ErrStale) {
 				k.broken = err
 				return
+			}
+			if ctx.Err() != nil {
+				break
 			}
 			time.Sleep(undoPause)
 		}

@@ -206,6 +206,19 @@ func TestSnapshot_ThawsWhenStoreHangs(t *testing.T) {
 	b.still(f, 0, 1)
 }
 
+func TestSnapshot_IsNotHeldUpByAGuestThatIsNotThawed(t *testing.T) {
+	b, f := frozenBench(t, setup{limits: func(l *limits) { l.frozen = 300 * time.Millisecond }})
+	answers := make(chan struct{})
+	f.Plant(fake.Fault{Op: "Thaw", Hang: answers})
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	if n := f.Calls("Thaw"); n != 1 {
+		t.Errorf("it was waited for %d times", n)
+	}
+	b.lastErrorHas("web01", " thaw ", "still frozen")
+	close(answers)
+	eventually(t, "thawed", func() bool { return !f.Frozen("web01") })
+}
+
 func TestSnapshot_FailsWhenTheDomainIsResumedByOthers(t *testing.T) {
 	b := newBench(t, setup{})
 	b.fake.Hypervisor.Start("web01")
