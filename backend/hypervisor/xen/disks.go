@@ -139,10 +139,10 @@ func (k *diskReader) serverOf(path string, devid int) (int, bool) {
 	return server, ok && f[6] == strconv.Itoa(k.id) && f[7] == strconv.Itoa(devid) && server != k.id
 }
 
-// domainName is the name of a driver domain, as configurations have it, or its number.
+// domainName is the name of a driver domain, as configurations have it, or its number: also where it is called as this domain is.
 func (k *diskReader) domainName(ctx context.Context, id int) (string, error) {
 	name, err := optional(k.r.Read(ctx, domainPath(id)+"/name"))
-	if err != nil || name == "" || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if err != nil || name == "" || name == "0" || name == "Domain-0" || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return strconv.Itoa(id), err
 	}
 	return name, nil

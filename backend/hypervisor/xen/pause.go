@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -87,6 +88,7 @@ type pause struct {
 	XL     string `json:"xl"` // the program
 	ID     int    `json:"domid"`
 	Before bool   `json:"before"` // it was paused already
+	Boot   string `json:"boot"`   // of this host, as its kernel names it: another boot's domain of that number is another domain
 
 	run *run.Runner
 }
@@ -145,8 +147,17 @@ func (p *pause) Prepare(ctx context.Context) error {
 	if !s.there {
 		return p.gone()
 	}
-	p.Before = s.paused
+	p.Before, p.Boot = s.paused, boot()
 	return nil
+}
+
+// boot is the kernel's name for this boot (random(4)), "" where it has none.
+func boot() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // call runs xl pause or xl unpause. xl exits with 0 though the hypervisor has refused, and says so on standard error only. unsure is that
@@ -177,6 +188,9 @@ func (p *pause) Begin(ctx context.Context) (unsure bool, err error) {
 
 // End resumes the domain, by one unpause for the one pause.
 func (p *pause) End(ctx context.Context, sure bool) (unsure bool, err error) {
+	if now := boot(); p.Boot != "" && now != "" && now != p.Boot {
+		return false, fmt.Errorf("domain %d was paused before this host was started anew: %w", p.ID, backend.ErrStale)
+	}
 	if !sure {
 		s, err := p.look(ctx)
 		switch {

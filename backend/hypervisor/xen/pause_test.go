@@ -425,6 +425,24 @@ func TestPause_IsUndoneWhenItsTimeIsOver(t *testing.T) {
 	h.wantAsked(1, 1)
 }
 
+func TestPause_OfAnEarlierBootIsNotUndone(t *testing.T) {
+	h := newXenHost(t)
+	h.write("7", "1") // the domain of that number is just being made, or is the admin's to resume
+	p := NewPause(h.run)().(*pause)
+	p.XL, p.ID = h.toolstack, 7
+	if err := p.Prepare(t.Context()); err != nil || p.Boot == "" {
+		t.Fatalf("prepared: %v, boot %q", err, p.Boot)
+	}
+	p.Boot = "00000000-0000-0000-0000-000000000000"
+	for _, sure := range []bool{true, false} {
+		if unsure, err := p.End(t.Context(), sure); unsure || !errors.Is(err, backend.ErrStale) {
+			t.Errorf("sure %t: %t, %v", sure, unsure, err)
+		}
+	}
+	h.wantAsked(0, 0)
+	h.wantPauses(1)
+}
+
 func TestStateOf_FindsADomain(t *testing.T) {
 	const list = `Name                                        ID   Mem VCPUs	State	Time(s)
 Domain-0                                     0  1024     2     r-----      68.1

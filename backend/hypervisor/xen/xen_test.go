@@ -362,6 +362,19 @@ func TestDisk_ThatIsNotTrustedIsAnErrorAndLeftOut(t *testing.T) {
 	})
 }
 
+func TestDisk_OfADriverDomainIsNeverTakenForThisHosts(t *testing.T) {
+	for _, name := range []string{"0", "Domain-0"} {
+		h := newHost(t)
+		h.create(3, name)
+		h.create(7, "web01")
+		h.attach(7, 3, "xvda", "phy", "/dev/vg/a")
+		list := domains(t, h.open(nil))
+		if got := describe(list[len(list)-1].Disks); got != "xvda phy raw /dev/vg/a rw by=3" {
+			t.Errorf("served by a domain that is called %s: %s", name, got)
+		}
+	}
+}
+
 func TestNames_AreThoseThatTheTreeCanShow(t *testing.T) {
 	h := newHost(t)
 	for i, name := range []string{"web01", "web01", "", "a/b\n", "..", strings.Repeat("é", 200), "domain-3"} {
