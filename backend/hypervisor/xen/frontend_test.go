@@ -51,6 +51,20 @@ func TestCanNotify_OnlyWhereBlkbackServesABlockDevice(t *testing.T) {
 	}
 }
 
+func TestCanNotify_NotWhereTheGuestUsesWhatQEMUEmulates(t *testing.T) {
+	h, d := serving(t)
+	back := backendPath(0, "vbd", 7, "xvda")
+	for _, c := range []struct {
+		kind, state string
+		want        error
+	}{{"hvm", "4", nil}, {"hvm", "2", backend.ErrUnsupported}, {"pvh", "2", nil}, {"pv", "2", nil}} {
+		h.Set("/libxl/7/type", c.kind, back+"/state", c.state)
+		if err := d.CanNotify(t.Context(), web01, "xvda"); !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), "emulates") {
+			t.Errorf("%s, state %s: %v, want %v", c.kind, c.state, err, c.want)
+		}
+	}
+}
+
 func TestNotifySize_WaitsUntilBlkbackHasTold(t *testing.T) {
 	h, d := serving(t)
 	back := backendPath(0, "vbd", 7, "xvda")

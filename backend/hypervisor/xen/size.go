@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"domfs/backend"
@@ -21,13 +22,31 @@ const (
 )
 
 // CanNotify is ErrUnsupported but for a block device that the kernel of this domain serves: blkback compares the device's
-// size with what it has told the guest each time that it serves requests, and since Linux 3.11 every 100 ms.
+// size with what it has told the guest each time that it serves requests, and since Linux 3.11 every 100 ms. ErrUnsupported, too, where the
+// guest does not use blkback: see emulated.
 func (d *Driver) CanNotify(ctx context.Context, dom backend.Domain, vdev string) error {
 	k, err := d.device(ctx, dom.ID, vdev)
 	if err != nil {
 		return err
 	}
-	return d.canNotify(k)
+	if err := d.canNotify(k); err != nil {
+		return err
+	}
+	return d.emulated(ctx, dom.ID, k)
+}
+
+// emulated is ErrUnsupported for a disk of a guest that QEMU emulates a machine for, while no driver of Xen's in the guest has connected
+// to it: what the guest uses until then, or always, is QEMU's disk.
+func (d *Driver) emulated(ctx context.Context, id int, k *device) error {
+	kind, err := optional(d.read(ctx, libxlPrefix+strconv.Itoa(id)+"/type"))
+	if err != nil || kind != "hvm" {
+		return err
+	}
+	state, err := d.number(ctx, k.back+"/state")
+	if err != nil || state == stateConnected {
+		return err
+	}
+	return fmt.Errorf("its guest (HVM) has no Xen driver that uses it, or not yet, and QEMU, which emulates it, keeps the size that it had when it was opened: %w", backend.ErrUnsupported)
 }
 
 func (d *Driver) canNotify(k *device) error {
