@@ -234,6 +234,8 @@ func (d *Driver) restore(ctx context.Context, dom backend.Domain, vdev string, k
 	}
 	values := []string{k.back + "/online", "1"}
 	switch {
+	case online == "" && state == 0:
+		return true, nil // its directory has just gone: what would be written now would be the remains of a disk
 	case online == "1" && state == stateConnected:
 		return false, nil // xl had not got so far
 	case state == stateClosing:

@@ -397,6 +397,7 @@ func TestDetach_SaysWhatBecameOfADiskThatWasNotDetached(t *testing.T) {
 	}{
 		{"not even asked", func(h *host) {}, backend.ErrBusy, "does not let go"},
 		{"gone at the last moment", func(h *host) { h.detach(7, 0, "xvda", "vbd") }, nil, ""},
+		{"gone while it is looked at", func(h *host) { h.Remove(back) }, nil, ""},
 		{"half detached", func(h *host) { h.Set(back+"/online", "0", back+"/state", "6") }, backend.ErrIO, "half detached"},
 		{"not restored", func(h *host) { h.Set(back+"/online", "0", back+"/state", "5") }, backend.ErrIO, "still asked to"},
 	} {
