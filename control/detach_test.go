@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,17 +179,17 @@ func TestDetach_KeepsAVolumeThatOthersNeed(t *testing.T) {
 			b.fake.Hypervisor.Add(backend.Domain{Name: "web02", Disks: []backend.Disk{{VDev: "sda1", Format: "raw", Source: "/images/web01-xvdb", Mode: backend.ReadWrite}}})
 		}, []string{"sda1 of web02"}},
 		{"in its own configuration", func(b *bench) {
-			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web01", UUID: uuid1, Disks: []backend.Disk{{VDev: "xvdb", Format: "raw", Source: "/images/web01-xvdb"}}}}
+			b.o.Hypervisors[1].(*configured).domains.Store(&[]backend.Domain{{Name: "web01", UUID: uuid1, Disks: []backend.Disk{{VDev: "xvdb", Format: "raw", Source: "/images/web01-xvdb"}}}})
 		}, []string{"xvdb of web01 (config)"}},
 		{"another running domain's configuration, by another path", func(b *bench) {
 			b.fake.Store.Alias("/dev/mapper/web01-xvdb", "/images/web01-xvdb")
 			b.fake.AddDomain("web02", uuid2, nil, "xvda")
 			b.fake.Hypervisor.Start("web02")
-			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web02", UUID: uuid2, State: backend.StateOff, Disks: []backend.Disk{
-				{VDev: "xvda", Format: "raw", Source: "/images/web02-xvda"}, {VDev: "xvdd", Format: "raw", Source: "/dev/mapper/web01-xvdb"}}}}
+			b.o.Hypervisors[1].(*configured).domains.Store(&[]backend.Domain{{Name: "web02", UUID: uuid2, State: backend.StateOff, Disks: []backend.Disk{
+				{VDev: "xvda", Format: "raw", Source: "/images/web02-xvda"}, {VDev: "xvdd", Format: "raw", Source: "/dev/mapper/web01-xvdb"}}}})
 		}, []string{"xvdd of web02 (config)"}},
 		{"a configuration that cannot be read", func(b *bench) {
-			b.o.Hypervisors[1].(*configured).domains = []backend.Domain{{Name: "web03", State: backend.StateOff, Err: fmt.Errorf("web03.cfg:1: no quote: %w", backend.ErrInvalid)}}
+			b.o.Hypervisors[1].(*configured).domains.Store(&[]backend.Domain{{Name: "web03", State: backend.StateOff, Err: fmt.Errorf("web03.cfg:1: no quote: %w", backend.ErrInvalid)}})
 		}, []string{"a disk of web03, too, cannot be told", "web03.cfg:1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -237,7 +238,15 @@ func TestDetach_SurvivesADriverThatFails(t *testing.T) {
 }
 
 // configured is a hypervisor of configurations alone.
-type configured struct{ domains []backend.Domain }
+type configured struct {
+	domains atomic.Pointer[[]backend.Domain]
+}
 
-func (*configured) Name() string                                        { return "config" }
-func (c *configured) Domains(context.Context) ([]backend.Domain, error) { return c.domains, nil }
+func (*configured) Name() string { return "config" }
+
+func (c *configured) Domains(context.Context) ([]backend.Domain, error) {
+	if ds := c.domains.Load(); ds != nil {
+		return *ds, nil
+	}
+	return nil, nil
+}
