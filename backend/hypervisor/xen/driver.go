@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"domfs/backend"
@@ -42,6 +43,7 @@ type Driver struct {
 	gap   time.Duration // of Watch
 	stat  func(path string) (number uint64, isBlock bool)
 	xl    func(ctx context.Context) ([]byte, error) // lists
+	hangs atomic.Uint32                             // how often that has hung, one time after the other
 
 	holds     hold.Options  // for pauses
 	pauseHold time.Duration // from when xl is told to pause a domain until it is resumed, whatever anybody says

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"domfs/backend"
 	"domfs/backend/backendtest"
@@ -130,6 +131,37 @@ func TestDomains_AreNotKnownWhereEitherCannotBeAsked(t *testing.T) {
 	}
 	h.Start()
 	one(t, d)
+}
+
+func TestDomains_AreNotWaitedForEachTimeThatXLHangs(t *testing.T) {
+	h := newHost(t)
+	h.create(7, "web01")
+	d := h.open(nil)
+	var waited time.Duration
+	hangs := true
+	d.xl = func(ctx context.Context) ([]byte, error) {
+		end, _ := ctx.Deadline()
+		waited += time.Until(end).Round(time.Second)
+		if hangs {
+			return nil, fmt.Errorf("xl list: %w", backend.ErrTimeout)
+		}
+		return h.xl(ctx)
+	}
+	const times = xlPatience + 1
+	for range times {
+		if _, err := d.Domains(t.Context()); !errors.Is(err, backend.ErrTimeout) {
+			t.Fatal(err)
+		}
+	}
+	if want := 2*xlTimeout + (times-2)*xlImpatient; waited != want {
+		t.Errorf("%d times took %s, want %s", times, waited, want)
+	}
+	hangs = false
+	domains(t, d)
+	waited = 0
+	if domains(t, d); waited != xlTimeout {
+		t.Errorf("it has %s once it has answered", waited)
+	}
 }
 
 func TestDomain_UUIDIsThatOfItsVMOrNone(t *testing.T) {

@@ -13,14 +13,30 @@ import (
 	"domfs/backend/run"
 )
 
-// xlTimeout is the deadline of `xl list`: it only asks, and waits for nothing.
-const xlTimeout = 15 * time.Second
+// xlTimeout is the deadline of `xl list`: it only asks, and waits for nothing. One that hangs is likely to hang again, while whoever reads
+// the tree waits for it: so it gets less after that, but for each one of xlPatience.
+const (
+	xlTimeout   = 15 * time.Second
+	xlImpatient = 2 * time.Second
+	xlPatience  = 8
+)
 
 // states asks xl for the states of all domains, by number.
 func (d *Driver) states(ctx context.Context) (map[int]backend.DomainState, error) {
-	ctx, cancel := context.WithTimeout(ctx, xlTimeout)
+	limit := xlTimeout
+	if d.hangs.Load()%xlPatience != 0 {
+		limit = xlImpatient
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	out, err := d.xl(ctx)
+	out, err := d.xl(limited)
+	switch {
+	case ctx.Err() != nil: // the caller would not wait
+	case errors.Is(err, backend.ErrTimeout):
+		d.hangs.Add(1)
+	default:
+		d.hangs.Store(0)
+	}
 	if err == nil {
 		return parseList(string(out))
 	}
