@@ -337,19 +337,37 @@ func (m *maker) takeAll(ctx context.Context) error {
 	return nil
 }
 
-// lookAgain finds out whether a domain that was off was so until its last disk was
-// taken. Where a guard kept everybody from the disks there is nothing to find out.
+// lookAgain finds out what may have changed until the last disk was taken: whether a domain that was off was so throughout, and
+// whether one that had stopped had all of its disks still.
 func (m *maker) lookAgain(ctx context.Context) error {
-	if m.domain.isRunning() || !slices.ContainsFunc(m.parts, func(p *storePart) bool { return !p.guard.Exclusive() }) {
-		return nil
+	exclusive := !slices.ContainsFunc(m.parts, func(p *storePart) bool { return !p.guard.Exclusive() })
+	mayEnd := m.mayEnd()
+	if !mayEnd && (m.domain.isRunning() || exclusive) {
+		return nil // or a guard kept everybody from the disks
 	}
 	inv, err := m.h.read(ctx)
 	if err != nil {
 		return err
 	}
 	d := inv.Domain(m.domain.Name)
-	m.started = d == nil || d.UUID != m.domain.UUID || d.isRunning()
+	if !mayEnd {
+		m.started = d == nil || d.UUID != m.domain.UUID || d.isRunning()
+		return nil
+	}
+	if d == nil || d.ID != m.domain.ID || d.Stale != nil || !slices.Equal(d.Disks, m.domain.Disks) {
+		return backend.Because(backend.ErrBusy, "%s was %s, and has ended or changed meanwhile, so that it may not have had all of its disks any more: make the snapshot again",
+			m.domain.Name, m.domain.reported)
+	}
 	return nil
+}
+
+// mayEnd tells whether a domain that still exists may be on its way to its end: it is paused or has stopped then, and loses its disks one by one.
+func (m *maker) mayEnd() bool {
+	switch m.domain.reported {
+	case backend.StatePaused, backend.StateShutdown, backend.StateCrashed, backend.StateDying:
+		return true
+	}
+	return false
 }
 
 // commit makes the set lasting. A copy that is to follow is announced before.

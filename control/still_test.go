@@ -219,6 +219,39 @@ func TestSnapshot_IsNotHeldUpByAGuestThatIsNotThawed(t *testing.T) {
 	eventually(t, "thawed", func() bool { return !f.Frozen("web01") })
 }
 
+func TestSnapshot_OfADomainThatIsEndingIsNotOneOfTheDisksThatAreLeft(t *testing.T) {
+	for _, state := range []backend.DomainState{backend.StatePaused, backend.StateShutdown, backend.StateCrashed, backend.StateDying} {
+		for name, ends := range map[string]func(hv *fake.Hypervisor){
+			"it is off then":      func(hv *fake.Hypervisor) { hv.Stop("web01") },
+			"it is gone then":     func(hv *fake.Hypervisor) { hv.Remove("web01") },
+			"it is another then":  func(hv *fake.Hypervisor) { hv.Start("web01") },
+			"it loses the others": func(hv *fake.Hypervisor) { hv.Change("web01", func(d *backend.Domain) { d.Disks = nil }) },
+			"nothing":             nil,
+		} {
+			t.Run(string(state)+", "+name, func(t *testing.T) {
+				b := newBench(t, setup{options: func(o *Options) { o.NoPause = true }})
+				hv := b.fake.Hypervisor
+				hv.Start("web01")
+				hv.Change("web01", func(d *backend.Domain) { d.State, d.Disks = state, d.Disks[1:] }) // xvda has gone already
+				hang := make(chan struct{})
+				b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
+				result := make(chan error)
+				go func() { result <- b.Snapshot(t.Context(), "web01", "s") }()
+				eventually(t, "the snapshot", func() bool { return b.fake.Store.Calls("Snapshot") == 1 })
+				if ends == nil {
+					close(hang)
+					b.must(<-result)
+					return
+				}
+				ends(hv)
+				close(hang)
+				b.mustFail(<-result, backend.ErrBusy, "ended or changed meanwhile")
+				b.noSnapshotsLeft()
+			})
+		}
+	}
+}
+
 func TestSnapshot_FailsWhenTheDomainIsResumedByOthers(t *testing.T) {
 	b := newBench(t, setup{})
 	b.fake.Hypervisor.Start("web01")
