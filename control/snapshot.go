@@ -267,7 +267,7 @@ func (m *maker) takeStill(ctx context.Context) (still stillness, err error) {
 	keptErr := k.end()
 	m.c.frozen = k.lasted
 	fault.Point("control.snapshot.thawed")
-	if keptErr != nil {
+	if keptErr != nil && (err == nil || k.late) { // else the snapshots failed for a reason of their own
 		return stillness{}, keptErr
 	}
 	still.frozen = true
@@ -309,7 +309,7 @@ func (m *maker) takePaused(ctx context.Context, pauser backend.Pauser) (still st
 	keptErr := k.end()
 	m.c.paused = k.lasted
 	fault.Point("control.snapshot.resumed")
-	if keptErr != nil {
+	if keptErr != nil && (err == nil || k.late) { // else the snapshots failed for a reason of their own
 		return stillness{}, keptErr
 	}
 	return stillness{paused: true}, err

@@ -263,6 +263,15 @@ func TestSnapshot_FailsWhenTheDomainIsResumedByOthers(t *testing.T) {
 	}
 }
 
+func TestSnapshot_SaysWhyItFailedThoughTheDomainDidNotStayStill(t *testing.T) {
+	b, f := frozenBench(t, setup{})
+	b.fake.Hypervisor.Plant(fake.Fault{Op: "Resume", After: true, Err: fmt.Errorf("resumed by somebody else: %w", backend.ErrStale)})
+	f.Plant(fake.Fault{Op: "Thaw", After: true, Err: fmt.Errorf("thawed by somebody else: %w", backend.ErrStale)})
+	b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 2, Err: backend.ErrNoSpace})
+	b.mustFail(b.Snapshot(t.Context(), "web01", "s"), backend.ErrNoSpace)
+	b.noSnapshotsLeft()
+}
+
 // pausedAndFailed is a Pauser that fails though it has paused, as one does that has run out of time.
 type pausedAndFailed struct {
 	backend.Hypervisor
