@@ -115,7 +115,7 @@ func (p *pause) look(ctx context.Context) (state, error) {
 
 // stateOf finds a domain in what `xl list` writes.
 func stateOf(out string, id int) (found state, err error) {
-	host := false
+	host, times := false, 0
 	for line := range strings.Lines(out) {
 		m := listLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
 		if m == nil {
@@ -125,7 +125,11 @@ func stateOf(out string, id int) (found state, err error) {
 		host = host || err == nil && n == 0
 		if err == nil && n == id {
 			found = state{there: m[5] != "d", paused: m[2] == "p"}
+			times++
 		}
+	}
+	if times > 1 { // a name of several lines, which whoever may choose a domain's name has made look so
+		return state{}, fmt.Errorf("xl list lists domain %d twice: %w", id, backend.ErrCorrupt)
 	}
 	if !host {
 		// Domain 0 is always listed: this is not the list, or not all of it.

@@ -458,6 +458,9 @@ crashed                                     14   128     1     --psc-       7.5
 			t.Errorf("domain %d: %+v, %v, want %+v", id, got, err, want)
 		}
 	}
+	if got, err := stateOf(list+"a name\nof two lines  12   128     1     -b---d       1.2\n", 12); !errors.Is(err, backend.ErrCorrupt) {
+		t.Errorf("a name that looks like another domain: %+v, %v", got, err)
+	}
 	for _, text := range []string{"", "Name ID Mem VCPUs State Time(s)\n", "web01 1 128 1 -b---- 1.2\n", "0 0 0 0 0\n", "Domain-0 0 1024 2 r----- 1\n"} {
 		if got, err := stateOf(text, 1); !errors.Is(err, backend.ErrIO) {
 			t.Errorf("%q: %+v, %v", text, got, err)
