@@ -137,6 +137,35 @@ func TestDirectory_OfAnyLengthIsReadInParts(t *testing.T) {
 	}
 }
 
+func TestTransaction_ThatBeginsTooLateIsLeftToNobody(t *testing.T) {
+	s, c := open(t, 200*time.Millisecond)
+	s.Set("/a", "1")
+	s.Hook(func(conn *xenstoretest.Conn, m xenstoretest.Message) bool {
+		return m.Type == xenstoretest.TransactionStart
+	})
+	lost, err := c.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Transaction(t.Context(), func(*xenstore.Tx) error { return nil }) }()
+	for done := false; !done; {
+		select {
+		case err := <-ended:
+			if done = true; !errors.Is(err, backend.ErrTimeout) {
+				t.Errorf("error is %v", err)
+			}
+		case <-time.After(10 * time.Millisecond):
+			c.Read(t.Context(), "/a") // it answers all the time, so that it is not taken for dead
+		}
+	}
+	select {
+	case <-lost: // and with the connection a transaction that begins yet
+	default:
+		t.Error("the connection is kept, and what its answer would begin")
+	}
+}
+
 func TestClient_TellsAnswersApart(t *testing.T) {
 	s, c := open(t, 0)
 	const n = 16

@@ -2,6 +2,7 @@ package xenstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -66,7 +67,7 @@ func (c *Client) transaction(ctx context.Context, f func(t *Tx) error) error {
 	}
 	b, err := conn.call(ctx, typeTransactionStart, 0, "", []byte{0})
 	if err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, backend.ErrTimeout) {
 			// Its answer may come yet, with a transaction that nobody would end.
 			conn.fail(fmt.Errorf("the connection to xenstored is given up: %w", err))
 		}
