@@ -49,17 +49,18 @@
 // what they write to standard error tells. A process of its own, the keeper (package hold), runs them, so that the domain is resumed once, whatever
 // becomes of us. Where it is not known whether a pause or a resumption has happened, as a tool was killed in between, `xl list` is
 // asked: a domain that shows as paused, and had not been before, is paused by us. One that had been is left as it
-// is then.
+// is then. So is whatever has the domain's number after the host was started anew.
 //
 // # Sizes
 //
 // Linux's blkback tells the guest of a device's new size by itself, within 100 ms, also where the guest is idle or paused; `sectors`
-// in its directory shows that it has. QEMU, tapdisk and loop devices keep the size that they found.
+// in its directory shows that it has. QEMU, tapdisk and loop devices keep the size that they found; QEMU is also what a guest of the
+// kind hvm uses as long as no driver of Xen's in it has connected to the disk.
 //
 // # Attaching and detaching
 //
 // `xl block-attach` and `xl block-detach`. A disk is attached once its backend is connected (state is 4), which the guest's part
-// is in; else it is taken back. A guest that does not let go of a disk within ten seconds keeps it, from Xen 4.15 on; before
+// is in; else it is taken back, unless it is another one, which somebody else has attached under that name meanwhile. A guest that does not let go of a disk within ten seconds keeps it, from Xen 4.15 on; before
 // that it loses it, so that those are not asked to detach. xl leaves such a disk asked to close (online is 0, state is 5), which is
 // taken back: else the guest would lose it when it closes it next. Whether a guest uses a disk cannot be seen from here, and
 // Linux's blkfront of 5.16 and later gives up a disk that is in use.
