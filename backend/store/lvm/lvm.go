@@ -129,17 +129,28 @@ func newHost(r *report, dm *devices) *host {
 	return h
 }
 
-// maxAge is how long what was read for Volumes may answer for Snapshots and Pools.
-const maxAge = time.Second
+// maxAge is how long what was read for Volumes may answer for Snapshots and Pools; on a host that is slow to read, ageFactor times as
+// long as that took, up to maxSlowAge.
+const (
+	maxAge     = time.Second
+	ageFactor  = 3
+	maxSlowAge = 10 * time.Second
+)
 
 // listing is what was last read, for those that may have it without asking again: Volumes, Snapshots and Pools are
 // called in this order for one listing of the host.
 type listing struct {
 	host  *host
 	began time.Time
+	took  time.Duration
 	// How many calls may have it still: readings of the host that are under way at once call each in turn, and what was read for
 	// the last of them is news for the others.
 	forPools, forSnapshots int
+}
+
+// isOld tells whether it is too old to answer for what is asked now.
+func (l *listing) isOld() bool {
+	return time.Since(l.began) >= max(maxAge, min(ageFactor*l.took, maxSlowAge))
 }
 
 // readHost asks LVM and device-mapper now. It returns nil where there is no LVM; the host's err says what of it could not be read.
@@ -187,8 +198,8 @@ func (s *Store) keep(h *host, began time.Time) {
 	if !began.After(last.began) {
 		return
 	}
-	s.listing = listing{host: h, began: began, forPools: 1, forSnapshots: 1}
-	if last.host != nil && time.Since(last.began) < maxAge {
+	s.listing = listing{host: h, began: began, took: time.Since(began), forPools: 1, forSnapshots: 1}
+	if last.host != nil && !last.isOld() {
 		s.listing.forPools += last.forPools
 		s.listing.forSnapshots += last.forSnapshots
 	}
@@ -201,12 +212,12 @@ func (s *Store) changed() {
 	s.listing = listing{began: time.Now()}
 }
 
-// listed is what the last listing read, if not all who may have had it for this yet, and it is no older than maxAge; else it reads. It
+// listed is what the last listing read, if not all who may have had it for this yet, and it is not old; else it reads. It
 // is nil where there is no LVM.
 func (s *Store) listed(ctx context.Context, left func(*listing) *int) (*host, error) {
 	s.mu.Lock()
 	var h *host
-	if n := left(&s.listing); *n > 0 && s.listing.host != nil && time.Since(s.listing.began) < maxAge {
+	if n := left(&s.listing); *n > 0 && s.listing.host != nil && !s.listing.isOld() {
 		h = s.listing.host
 		*n--
 	}
@@ -229,7 +240,7 @@ func (s *Store) listed(ctx context.Context, left func(*listing) *int) (*host, er
 func (s *Store) recent(ctx context.Context) (*host, error) {
 	s.mu.Lock()
 	h := s.listing.host
-	old := time.Since(s.listing.began) >= maxAge
+	old := s.listing.isOld()
 	s.mu.Unlock()
 	if h != nil && !old {
 		return h, nil
