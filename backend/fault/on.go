@@ -13,15 +13,12 @@ import (
 
 var (
 	mu    sync.Mutex
-	count = map[string]int{} // guarded by mu
+	end   string             // guarded by mu; where the process is to end, as it was last told
+	count = map[string]int{} // guarded by mu; what was passed since end is that
 )
 
 // Point marks a step by its name, such as "snapshot.commit".
 func Point(name string) {
-	mu.Lock()
-	count[name]++
-	n := count[name]
-	mu.Unlock()
 	if path := os.Getenv("DOMFS_FAULT_TRACE"); path != "" {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 		if err == nil {
@@ -29,13 +26,30 @@ func Point(name string) {
 			f.Close()
 		}
 	}
-	want, nth, found := strings.Cut(os.Getenv("DOMFS_FAULT"), ":")
+	if endsAt(name) {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
+
+// endsAt counts a point that is passed, and tells whether the process is to end there.
+func endsAt(name string) bool {
+	mu.Lock()
+	defer mu.Unlock()
+	now := os.Getenv("DOMFS_FAULT")
+	if path := os.Getenv("DOMFS_FAULT_FILE"); path != "" {
+		text, _ := os.ReadFile(path) // none yet
+		now = strings.TrimSpace(string(text))
+	}
+	if now != end {
+		end = now
+		clear(count)
+	}
+	count[name]++
+	want, nth, found := strings.Cut(end, ":")
 	k := 1
 	if found {
 		k, _ = strconv.Atoi(nth)
 	}
-	if want == name && n == k {
-		syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
-	}
+	return want == name && count[name] == k
 }

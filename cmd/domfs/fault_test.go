@@ -14,46 +14,56 @@ import (
 // host: "name:k" for the k-th time.
 func points(t *testing.T, h *host, gesture func(m *mount)) []string {
 	t.Helper()
-	passed, _ := pointsToTheEnd(t, h, gesture)
+	passed, _ := pointsToTheEnd(t, h, func(*mount) {}, gesture)
 	return passed
 }
 
-// pointsToTheEnd are points, and then those that the program passes as it ends.
-func pointsToTheEnd(t *testing.T, h *host, gesture func(m *mount)) (passed, ending []string) {
+// pointsToTheEnd are points, and then those that the program passes as it ends. What it passes as it starts and while
+// prepare is done is not counted.
+func pointsToTheEnd(t *testing.T, h *host, prepare, gesture func(m *mount)) (passed, ending []string) {
 	t.Helper()
 	trace := filepath.Join(h.dir, "trace")
-	_ = os.Remove(trace) // of another gesture
+	must(t, os.WriteFile(trace, nil, 0o600)) // another gesture's
 	m, err := h.start([]string{"DOMFS_FAULT_TRACE=" + trace}, h.mnt)
 	must(t, err)
-	// What is passed at the start is not the gesture's.
-	started := 0
-	if text, err := os.ReadFile(trace); err == nil {
-		started = bytes.Count(text, []byte("\n"))
-	}
+	prepare(m)
+	before := len(strings.Fields(readFile(t, trace)))
 	gesture(m)
 	done := len(strings.Fields(readFile(t, trace)))
 	m.stop()
 	count := map[string]int{}
-	for i, name := range strings.Fields(readFile(t, trace)) {
+	for i, name := range strings.Fields(readFile(t, trace))[before:] {
 		count[name]++
 		point := fmt.Sprintf("%s:%d", name, count[name])
-		switch {
-		case i >= done:
-			ending = append(ending, point)
-		case i >= started:
+		if i < done-before {
 			passed = append(passed, point)
+		} else {
+			ending = append(ending, point)
 		}
 	}
 	return passed, ending
 }
 
-// killedAt starts the program so that it is killed at a point, and does the gesture.
-func killedAt(t *testing.T, h *host, point string, gesture func(m *mount)) {
-	t.Helper()
-	m, err := h.start([]string{"DOMFS_FAULT=" + point}, h.mnt)
-	must(t, err)
+// mortal starts a program that killedAt can kill.
+func (h *host) mortal() *mount {
+	h.t.Helper()
+	must(h.t, os.WriteFile(h.faultFile(), nil, 0o600))
+	m, err := h.start([]string{"DOMFS_FAULT_FILE=" + h.faultFile()}, h.mnt)
+	must(h.t, err)
+	return m
+}
+
+// faultFile says where such a program is to end.
+func (h *host) faultFile() string { return filepath.Join(h.dir, "fault") }
+
+// killedAt does a gesture, in which the program is killed at a point.
+func (m *mount) killedAt(point string, gesture func(m *mount)) {
+	m.t.Helper()
+	file := m.host.faultFile()
+	must(m.t, os.WriteFile(file+".new", []byte(point), 0o600))
+	must(m.t, os.Rename(file+".new", file))
 	gesture(m)
-	eventually(t, endLimit, "the program is killed at "+point, func() bool {
+	eventually(m.t, endLimit, "the program is killed at "+point, func() bool {
 		select {
 		case <-m.done:
 			return true
@@ -62,8 +72,51 @@ func killedAt(t *testing.T, h *host, point string, gesture func(m *mount)) {
 		}
 	})
 	if m.cmd.ProcessState.Success() {
-		t.Fatalf("the program was not killed at %s", point)
+		m.t.Fatalf("the program was not killed at %s", point)
 	}
+}
+
+// killedAt starts the program and does the gesture, in which it is killed at a point.
+func killedAt(t *testing.T, h *host, point string, gesture func(m *mount)) {
+	t.Helper()
+	h.mortal().killedAt(point, gesture)
+}
+
+// relay kills one program after the other, each at another step of a change. Who repairs what a kill left is the program that
+// is killed next.
+type relay struct {
+	t    *testing.T
+	host *host
+	last string // where the one before was killed; "" if none was
+	// repaired checks what a program made, as it started, of what the one before left.
+	repaired func(t *testing.T, m *mount)
+}
+
+// killedAt runs a test in which a program repairs what the one before left, and is killed at a point in the gesture. What prepare does is not counted.
+func (r *relay) killedAt(name, point string, prepare, gesture func(m *mount)) {
+	r.t.Run(name, func(t *testing.T) {
+		m := r.next(t)
+		prepare(m)
+		m.killedAt(point, gesture)
+		r.last = point
+	})
+}
+
+// next is the program that repairs what the one before left. Its mount stays until the next has covered it.
+func (r *relay) next(t *testing.T) *mount {
+	m := r.host.mortal()
+	m.t = t
+	t.Cleanup(func() {
+		if t.Failed() {
+			m.clear()
+		}
+		m.t = r.t
+	})
+	if r.last != "" {
+		t.Logf("the program before was killed at %s", r.last)
+		r.repaired(t, m)
+	}
+	return m
 }
 
 // images are the bytes of the tiny host's disks.

@@ -68,124 +68,152 @@ func (h *lvmHost) machine() string {
 
 func (h *lvmHost) within(t *testing.T) *lvmHost { return &lvmHost{host: h.host.within(t)} }
 
-// wholeAgain checks, after a program was killed, that the next one finds all or nothing of the
-// snapshot s, that what is there is whole, and that nothing of it remains once it is removed.
-func (h *lvmHost) wholeAgain(clean string) (complete bool) {
+// is checks that the machine is as it was.
+func (h *lvmHost) is(was string) {
 	h.t.Helper()
-	m := h.mount()
-	switch names := m.names("snapshots/vm"); {
-	case len(names) == 0:
-		if now := h.machine(); now != clean {
-			h.t.Errorf("there is no snapshot, and the machine was\n%s\nand is\n%s", clean, now)
-		}
-		m.snapshot("vm", "s")
-	case slices.Equal(names, []string{"s"}):
-		complete = true
-	default:
-		h.t.Errorf("snapshots: %q", names)
+	if now := h.machine(); now != was {
+		h.t.Errorf("the machine was\n%s\nand is\n%s", was, now)
+	}
+}
+
+// isThere tells whether there is the snapshot s, and checks that it is whole then, and that there is no other.
+func (m *mount) isThere() bool {
+	m.t.Helper()
+	names := m.names("snapshots/vm")
+	if len(names) == 0 {
+		return false
+	}
+	if !slices.Equal(names, []string{"s"}) {
+		m.t.Fatalf("snapshots: %q", names)
 	}
 	if state := m.read("snapshots/vm/s/state"); state != "active" {
-		h.t.Errorf("the snapshot is %s", state)
+		m.t.Errorf("the snapshot is %s", state)
 	}
 	if a, b := m.read("snapshots/vm/s/disks/xvda/p1/files/etc/hostname"), m.read("snapshots/vm/s/disks/xvdb/files/etc/hostname"); a != "first" || b != "second" {
-		h.t.Errorf("the snapshot holds %q and %q", a, b)
+		m.t.Errorf("the snapshot holds %q and %q", a, b)
+	}
+	return true
+}
+
+// endsWell checks at the end that a whole snapshot can be made and removed, and that nothing of it all is left.
+func (h *lvmHost) endsWell(m *mount, clean string) {
+	h.t.Helper()
+	m.snapshot("vm", "s")
+	if !m.isThere() {
+		h.t.Error("the snapshot that was made is not there")
 	}
 	must(h.t, os.Remove(m.at("snapshots/vm/s")))
 	m.stop()
-	if now := h.machine(); now != clean {
-		h.t.Errorf("the machine was\n%s\nand is\n%s", clean, now)
-	}
-	return complete
+	h.is(clean)
 }
+
+func nothing(*mount) {}
 
 func TestLab_SnapshotKilledAtAnyStepLeavesAllOrNothing(t *testing.T) {
 	h := killHost(t)
 	clean := h.machine()
-	steps, ending := pointsToTheEnd(t, h.host, func(m *mount) { m.snapshot("vm", "s") })
+	steps, ending := pointsToTheEnd(t, h.host, nothing, func(m *mount) { m.snapshot("vm", "s") })
 	if len(steps) < 10 || len(ending) == 0 {
 		t.Fatalf("a snapshot passes only %q, and the end %q", steps, ending)
 	}
-	h.wholeAgain(clean)
 	complete := 0
-	killed := func(step string, gesture func(m *mount)) {
-		t.Run(step, func(t *testing.T) {
-			h := h.within(t)
-			killedAt(t, h.host, step, gesture)
-			if h.wholeAgain(clean) {
-				complete++
-			}
-		})
-	}
+	r := relay{t: t, host: h.host, last: "its end", repaired: func(t *testing.T, m *mount) {
+		h := h.within(t)
+		if m.isThere() {
+			complete++
+			must(t, os.Remove(m.at("snapshots/vm/s")))
+		}
+		h.is(clean)
+	}}
 	for _, step := range lastOfEach(steps, true) {
-		killed(step, func(m *mount) { _ = os.Mkdir(m.at("snapshots/vm/s"), 0o755) })
+		r.killedAt(step, step, nothing, func(m *mount) { _ = os.Mkdir(m.at("snapshots/vm/s"), 0o755) })
 	}
-	if complete == 0 {
+	if complete < 2 {
 		t.Error("no step comes after the snapshot is complete: the last ones are not covered")
 	}
 	for _, step := range lastOfEach(ending, true) {
-		killed(step, func(m *mount) {
+		r.killedAt(step, step, nothing, func(m *mount) {
 			m.snapshot("vm", "s")
-			must(t, m.cmd.Process.Signal(unix.SIGTERM))
+			must(m.t, m.cmd.Process.Signal(unix.SIGTERM))
 		})
 	}
+	h.endsWell(r.next(t), clean)
 }
 
 func TestLab_RemovalKilledAtAnyStepIsGoneOnWith(t *testing.T) {
 	h := killHost(t)
 	clean := h.machine()
-	steps := points(t, h.host, func(m *mount) {
-		m.snapshot("vm", "s")
-		must(t, os.Remove(m.at("snapshots/vm/s")))
-	})
-	// Only what the removal passes.
-	first := slices.IndexFunc(steps, func(s string) bool { return strings.HasPrefix(s, "control.remove.") })
-	if first < 0 {
+	make := func(m *mount) { m.snapshot("vm", "s") }
+	steps, _ := pointsToTheEnd(t, h.host, make, func(m *mount) { must(t, os.Remove(m.at("snapshots/vm/s"))) })
+	if len(steps) < 3 || !slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "control.remove.") }) {
 		t.Fatalf("a removal passes only %q", steps)
 	}
-	steps = steps[first:]
-	if len(steps) < 3 {
-		t.Fatalf("a removal passes only %q", steps)
-	}
+	h.is(clean)
+
+	m := h.mount()
+	make(m)
+	m.stop()
+	// One snapshot outlives the first kills, and all of it is as it was then. From the one on that it does not outlive, none does.
+	whole, there, gone := h.machine(), true, 0
+	r := relay{t: t, host: h.host, last: "its end", repaired: func(t *testing.T, m *mount) {
+		h := h.within(t)
+		if there = m.isThere(); there && gone > 0 {
+			t.Error("the removal was begun, and is not gone on with")
+		}
+		if there {
+			h.is(whole)
+			return
+		}
+		gone++
+		h.is(clean)
+	}}
 	for _, step := range lastOfEach(steps, false) {
-		t.Run(step, func(t *testing.T) {
-			h := h.within(t)
-			// In one program: the k-th time is counted from its start.
-			killedAt(t, h.host, step, func(m *mount) {
-				if os.Mkdir(m.at("snapshots/vm/s"), 0o755) == nil {
-					_ = os.Remove(m.at("snapshots/vm/s"))
-				}
-			})
-			h.wholeAgain(clean)
-		})
+		r.killedAt(step, step, func(m *mount) {
+			if there {
+				must(m.t, m.set("snapshots/vm/s/mapped", "1")) // its devices went with the program before
+			} else {
+				make(m)
+			}
+		}, func(m *mount) { _ = os.Remove(m.at("snapshots/vm/s")) })
 	}
+	m = r.next(t)
+	if gone < 2 {
+		t.Error("no step comes after the removal has begun: the last ones are not covered")
+	}
+	if there {
+		must(t, os.Remove(m.at("snapshots/vm/s")))
+		h.is(clean)
+	}
+	h.endsWell(m, clean)
 }
 
 func TestLab_GrowthKilledAtAnyStepIsDoneOrNot(t *testing.T) {
 	h := killHost(t)
+	var size string
+	var before int64
+	r := relay{t: t, host: h.host, repaired: func(t *testing.T, m *mount) {
+		after := number(t, m.read(size))
+		if after != before && after != before+4*mib {
+			t.Errorf("the size was %d and is %d", before, after)
+		}
+		must(t, m.set(size, "+4M"))
+		if got := number(t, m.read(size)); got != after+4*mib {
+			t.Errorf("the size is %d after another growth of %d", got, after)
+		}
+	}}
 	for _, disk := range []string{"xvda", "xvdb"} {
-		size := "xenstore/vm/disks/" + disk + "/size"
-		steps := points(t, h.host, func(m *mount) { must(t, m.set(size, "+4M")) })
+		path := "xenstore/vm/disks/" + disk + "/size"
+		steps := points(t, h.host, func(m *mount) { must(t, m.set(path, "+4M")) })
 		if len(steps) < 3 {
 			t.Fatalf("a growth passes only %q", steps)
 		}
 		for _, step := range lastOfEach(steps, false) {
-			t.Run(disk+" "+step, func(t *testing.T) {
-				h := h.within(t)
-				m := h.mount()
-				before := m.read(size)
-				m.stop()
-				killedAt(t, h.host, step, func(m *mount) { _ = m.set(size, "+4M") })
-				m = h.mount()
-				after := m.read(size)
-				if a, b := number(t, after), number(t, before); a != b && a != b+4*mib {
-					t.Errorf("the size was %d and is %d", b, a)
-				}
-				must(t, m.set(size, "+4M"))
-				if a, b := number(t, m.read(size)), number(t, after); a != b+4*mib {
-					t.Errorf("the size is %d after another growth of %d", a, b)
-				}
-				m.stop()
-			})
+			r.killedAt(disk+" "+step, step, func(m *mount) {
+				size = path
+				before = number(m.t, m.read(path))
+			}, func(m *mount) { _ = m.set(path, "+4M") })
 		}
+		r.next(t).stop()
+		r.last = ""
 	}
 }

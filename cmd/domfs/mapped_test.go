@@ -137,29 +137,28 @@ func killedMapping(t *testing.T) {
 	if len(steps) < 6 {
 		t.Fatalf("mapping passes only %q", steps)
 	}
+	r := relay{t: t, host: h, repaired: func(t *testing.T, m *mount) {
+		if got := m.read("snapshots/vm/s/mapped"); got != "0" {
+			t.Errorf("mapped is %q", got)
+		}
+		if left := h.hostDevices(); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	}}
 	for _, step := range steps {
-		t.Run(step, func(t *testing.T) {
-			h := h.within(t)
-			killedAt(t, h, step, gesture)
-			m := h.mount()
-			if got := m.read("snapshots/vm/s/mapped"); got != "0" {
-				t.Errorf("mapped is %q", got)
-			}
-			if left := h.hostDevices(); len(left) > 0 {
-				t.Errorf("left: %q", left)
-			}
-			must(t, m.set("snapshots/vm/s/mapped", "1"))
-			if _, err := os.Readlink(m.at("snapshots/vm/s/disks/xvdb/p2/device")); err != nil {
-				t.Error(err)
-			}
-			m.stop()
-			if left := h.hostDevices(); len(left) > 0 {
-				t.Errorf("left at the end: %q", left)
-			}
-			if locks, _ := filepath.Glob(h.dir + "/*.map-*"); len(locks) > 0 {
-				t.Errorf("locks are left: %q", locks)
-			}
-		})
+		r.killedAt(step, step, func(*mount) {}, gesture)
+	}
+	m = r.next(t)
+	must(t, m.set("snapshots/vm/s/mapped", "1"))
+	if _, err := os.Readlink(m.at("snapshots/vm/s/disks/xvdb/p2/device")); err != nil {
+		t.Error(err)
+	}
+	m.stop()
+	if left := h.hostDevices(); len(left) > 0 {
+		t.Errorf("left at the end: %q", left)
+	}
+	if locks, _ := filepath.Glob(h.dir + "/*.map-*"); len(locks) > 0 {
+		t.Errorf("locks are left: %q", locks)
 	}
 }
 
