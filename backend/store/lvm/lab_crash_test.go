@@ -271,7 +271,7 @@ func TestLabRepair_ActivatesOurThinSnapshots(t *testing.T) {
 	}
 	// A snapshot whose origin is gone is one still.
 	lvmTool(t, "lvremove -qq -f -y again/thin")
-	if err := s.Repair(bg); err != nil {
+	if err := New(Options{VGs: []string{"again"}}).Repair(bg); err != nil {
 		t.Fatal(err)
 	}
 	if got := labListed(t, s, thin.Volume.ID); got == nil || got.Foreign || got.Volume.Err != nil {
@@ -279,7 +279,7 @@ func TestLabRepair_ActivatesOurThinSnapshots(t *testing.T) {
 	}
 	// What an admin has made a volume of its own is theirs.
 	lvmTool(t, "lvconvert -qq -y --splitsnapshot "+thick.Volume.ID)
-	if err := s.Repair(bg); err != nil {
+	if err := New(Options{VGs: []string{"again"}}).Repair(bg); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := labneed.Try("lvs", thick.Volume.ID); err != nil {

@@ -191,10 +191,11 @@ func TestLabCreate_SurvivesACrashAtEveryStep(t *testing.T) {
 					t.Errorf("%s: Repair: %v", point, err)
 				}
 				kept := point == "lvm.keep.done" || point == "lvm.delete.begin"
-				if there() != kept {
-					t.Errorf("killed at %s: the volume is there: %t", point, there())
+				isThere := there()
+				if isThere != kept {
+					t.Errorf("killed at %s: the volume is there: %t", point, isThere)
 				}
-				if there() {
+				if isThere {
 					lvmTool(t, "lvremove -qq -f -y cut/web01-xvdb")
 				}
 				t.Logf("killed at %s: settled", point)

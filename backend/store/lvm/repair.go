@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"domfs/backend"
 	"domfs/backend/fault"
@@ -29,7 +30,11 @@ func (s *Store) Repair(ctx context.Context) error {
 	if s.absent() != nil {
 		return nil
 	}
+	// Most often there is nothing to do, which whoever has read the host a moment ago, with the host's lock held, knows.
 	h, err := s.recent(ctx)
+	if err == nil && h.needsRepair() {
+		h, err = s.read(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
@@ -41,6 +46,17 @@ func (s *Store) Repair(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// needsRepair tells whether there is anything that Repair may change.
+func (h *host) needsRepair() bool {
+	return slices.ContainsFunc(h.lvs, func(l *lv) bool {
+		if state := volumeState(l.tags); state == volumePending || state == volumeCleared {
+			return true
+		}
+		m, ours := parseTags(l.tags)
+		return ours && (isRemains(l, m.State) || l.isThin() && h.dm.of(l) == nil)
+	})
 }
 
 func (s *Store) repairVG(ctx context.Context, h *host, g *vg) (errs []error) {
