@@ -41,6 +41,15 @@ type Domain struct {
 
 	hypervisor backend.Hypervisor
 	reported   backend.DomainState // what the hypervisor said
+	uuidOfRun  bool                // its configuration has no UUID: the toolstack makes one up at each start, and it is gone with the run
+}
+
+// lastingUUID is what says that something belongs to the domain, whether or not it runs; "" where only its name does.
+func (d *Domain) lastingUUID() string {
+	if d.uuidOfRun {
+		return ""
+	}
+	return d.UUID
 }
 
 // SnapshotDir is the directory of one domain's snapshots.

@@ -93,8 +93,7 @@ func (d *Domain) configure(c *Domain, byName bool) {
 	case d.UUID == "":
 		d.UUID = c.UUID
 	case byName:
-		// The toolstack made one up, as at each start, while what belongs to the domain is to be found when it is off, too.
-		d.UUID = ""
+		d.uuidOfRun = true
 	}
 	d.Warnings = append(d.Warnings, c.Warnings...)
 	if c.Err != nil { // what the domain is now is known all the same

@@ -84,7 +84,12 @@ func TestMerge_ADomainAndItsConfigurationAreOne(t *testing.T) {
 		"without a UUID in the configuration": {
 			[]backend.Domain{liveDomain(7, "web01", uuid1)},
 			[]backend.Domain{{Name: "web01", Config: "/etc/xen/web01.cfg"}},
-			`web01  7 "running" /etc/xen/web01.cfg`,
+			`web01 ` + uuid1 + ` 7 "running" /etc/xen/web01.cfg`,
+		},
+		"of its name, but with another UUID": {
+			[]backend.Domain{liveDomain(7, "web01", uuid1)},
+			[]backend.Domain{{Name: "web01", UUID: uuid2, Config: "/etc/xen/web01.cfg"}},
+			`web01 ` + uuid1 + ` 7 "running"`,
 		},
 		"without a UUID of the one that runs": {
 			[]backend.Domain{liveDomain(7, "web01", "")},
@@ -124,9 +129,9 @@ func TestMerge_ADomainAndItsConfigurationAreOne(t *testing.T) {
 				}
 				var want int
 				switch {
-				case strings.Contains(name, "another's name"):
+				case strings.Contains(name, "another's name"), strings.Contains(name, "another UUID"):
 					want = 1
-					if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "/etc/xen/shop.cfg") && strings.Contains(w, uuid2) }) {
+					if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "/etc/xen/") && strings.Contains(w, uuid2) }) {
 						t.Errorf("warnings %q", warnings)
 					}
 				case strings.Contains(name, "broken"), strings.Contains(name, "copies"):
@@ -160,12 +165,54 @@ func TestMerge_SnapshotsOfADomainWithoutAUUIDStayWithIt(t *testing.T) {
 	b, live := liveBench(t, setup{domains: func(h *fake.Host) { h.AddDomain("web01", "", nil, "xvda") }},
 		liveDomain(7, "web01", uuid1, "/images/web01-xvda"))
 	b.must(b.Snapshot(t.Context(), "web01", "while-it-runs"))
+	wantUUID := func(want string) {
+		t.Helper()
+		if d := b.inv().Domain("web01"); d.UUID != want {
+			t.Errorf("its uuid is %q, want %q", d.UUID, want)
+		}
+	}
+	wantUUID(uuid1)
 	live.Remove("web01")
+	wantUUID("")
+	wantEqual(t, "off, sets", b.sets("web01"), []string{"while-it-runs"})
 	b.must(b.Snapshot(t.Context(), "web01", "off"))
 	live.Add(liveDomain(8, "web01", uuid2, "/images/web01-xvda"))
+	wantUUID(uuid2)
 	b.must(b.Snapshot(t.Context(), "web01", "started-again"))
 	wantEqual(t, "directories", b.dirs(), []string{"web01"})
 	wantEqual(t, "sets", b.sets("web01"), []string{"off", "started-again", "while-it-runs"})
+	b.must(b.Remove(t.Context(), "web01", "while-it-runs"))
+	wantEqual(t, "sets", b.sets("web01"), []string{"off", "started-again"})
+}
+
+// What was made of a domain that has a UUID is never shown as a namesake's, whether or not that has one, or runs.
+func TestMerge_SnapshotsOfANamesakeStayApart(t *testing.T) {
+	b, live := liveBench(t, setup{noStart: true, domains: func(h *fake.Host) { h.AddDomain("web01", "", nil, "xvda") }})
+	const short = "web01@11111111"
+	b.fake.Store.Put(backend.Snapshot{SnapshotMeta: backend.SnapshotMeta{Set: "s1", Name: "theirs", DomainName: "web01", DomainUUID: uuid1,
+		Disk: backend.Disk{VDev: "xvda"}, Created: time.Unix(1e9, 0), State: backend.SnapshotActive, DiskCount: 1}})
+	wantEqual(t, "off, directories", b.dirs(), []string{"web01", short})
+	live.Add(liveDomain(7, "web01", uuid2, "/images/web01-xvda"))
+	wantEqual(t, "directories", b.dirs(), []string{"web01", short})
+	wantEqual(t, "sets", b.sets("web01"), []string{})
+	wantEqual(t, "theirs", b.sets(short), []string{"theirs"})
+	live.Remove("web01")
+	live.Add(liveDomain(8, "web01", uuid1, "/images/web01-xvda"))
+	wantEqual(t, "while that very UUID runs, directories", b.dirs(), []string{"web01"})
+	wantEqual(t, "sets", b.sets("web01"), []string{"theirs"})
+	live.Remove("web01")
+	wantEqual(t, "off again, directories", b.dirs(), []string{"web01", short})
+}
+
+// A configuration with a UUID of its own is another domain than the one of its name that runs: neither gets the other's snapshots.
+func TestMerge_SnapshotsOfARunningNamesakeStayApart(t *testing.T) {
+	b, live := liveBench(t, setup{domains: func(h *fake.Host) { h.AddDomain("web01", uuid2, nil, "xvda") }},
+		liveDomain(7, "web01", uuid1, "/images/web01-xvda"))
+	b.must(b.Snapshot(t.Context(), "web01", "of-the-other"))
+	wantEqual(t, "sets", b.sets("web01"), []string{"of-the-other"})
+	live.Remove("web01")
+	wantEqual(t, "directories", b.dirs(), []string{"web01", "web01@11111111"})
+	wantEqual(t, "sets", b.sets("web01"), []string{})
 }
 
 func TestMerge_PausesByTheHypervisorThatRunsIt(t *testing.T) {

@@ -14,7 +14,7 @@ const maxNameBytes = 255 // of one path component, as Linux has it
 // arrange groups snapshots into sets, and those into directories.
 //
 // A set belongs to the domain with its UUID, whatever that is called now; one made of a
-// domain without a UUID belongs to its name. The directory of a domain has the domain's name.
+// domain whose configuration has no UUID belongs to its name. The directory of a domain has the domain's name.
 // That of one that is gone has the name of its latest set, with "@" and the
 // beginning of the UUID where that name is taken.
 func (inv *Inventory) arrange(snapshots []backend.Snapshot, uncommitted func(setID string) bool) {

@@ -149,7 +149,7 @@ func (m *maker) request(ctx context.Context) error {
 			return fmt.Errorf("disk %s of %s (%s) cannot be snapshotted: its store %s has no snapshots: %w", k.VDev, d.Name, k.Source, v.Store, backend.ErrUnsupported)
 		}
 		m.reqs = append(m.reqs, backend.SnapshotRequest{Origin: v, Meta: backend.SnapshotMeta{
-			Set: m.id, Name: m.name, DomainName: d.Name, DomainUUID: d.UUID, Disk: k, Created: m.created,
+			Set: m.id, Name: m.name, DomainName: d.Name, DomainUUID: d.lastingUUID(), Disk: k, Created: m.created,
 			State: backend.SnapshotPending,
 		}})
 		if m.part(v.Store) == nil {
