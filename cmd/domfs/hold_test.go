@@ -42,9 +42,13 @@ func (p *pausable) asked() string {
 	return strings.Join(strings.Fields(readFile(p.t, p.dir+"/log")), " ")
 }
 
+// pause pauses the domain, as its admin does.
+func (p *pausable) pause() { must(p.t, os.WriteFile(p.dir+"/7", []byte("1\n"), 0o600)) }
+
 // hold starts a keeper of a pause, as a daemon does, and waits until it has paused the domain.
 func (p *pausable) hold() (cmd *exec.Cmd, input *os.File) {
 	p.t.Helper()
+	before := p.pauses()
 	theirs, input, err := os.Pipe()
 	must(p.t, err)
 	p.t.Cleanup(func() { input.Close() })
@@ -65,16 +69,17 @@ func (p *pausable) hold() (cmd *exec.Cmd, input *os.File) {
 			p.t.Fatalf("the keeper says %q, want %q", lines.Text(), step.want)
 		}
 	}
-	if n := p.pauses(); n != "1" {
+	if n := p.pauses(); n == before {
 		p.t.Errorf("the domain is paused %s times", n)
 	}
 	return cmd, input
 }
 
-func (p *pausable) wantResumed() {
+// wantResumed checks that the one pause was undone once, and that there are those of others alone.
+func (p *pausable) wantResumed(others string) {
 	p.t.Helper()
-	if n, asked := p.pauses(), p.asked(); n != "0" || asked != "pause unpause" {
-		p.t.Errorf("the domain is paused %s times; xl was asked to %s", n, asked)
+	if n, asked := p.pauses(), p.asked(); n != others || asked != "pause unpause" {
+		p.t.Errorf("the domain is paused %s times, want %s; xl was asked to %s", n, others, asked)
 	}
 	if left, _ := filepath.Glob(p.dir + "/lock.held-*"); len(left) != 0 {
 		p.t.Errorf("records are left: %q", left)
@@ -86,7 +91,7 @@ func TestHold_ResumesADomainWhenItsDaemonEnds(t *testing.T) {
 	keeper, input := p.hold()
 	must(t, input.Close())
 	must(t, keeper.Wait())
-	p.wantResumed()
+	p.wantResumed("0")
 }
 
 func TestReleaseHeld_ResumesWhatWasLeftPaused(t *testing.T) {
@@ -100,16 +105,25 @@ func TestReleaseHeld_ResumesWhatWasLeftPaused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPausable(t)
-			keeper, _ := p.hold()
-			command(t, binary, "release-held", "--lock-file="+p.dir+"/lock") // the keeper lives
-			if n := p.pauses(); n != "1" {
-				t.Errorf("the domain is paused %s times while it is kept so", n)
+			for _, others := range []string{"0", "1"} {
+				p := newPausable(t)
+				if others == "1" {
+					p.pause()
+				}
+				keeper, input := p.hold()
+				held := p.pauses()
+				if others == "0" {
+					command(t, binary, "release-held", "--lock-file="+p.dir+"/lock") // the keeper lives
+					if n := p.pauses(); n != held {
+						t.Errorf("the domain is paused %s times while it is kept so, and was %s times", n, held)
+					}
+				}
+				// It dies together with its daemon, and what follows comes at once.
+				must(t, unix.Kill(keeper.Process.Pid, unix.SIGKILL))
+				must(t, input.Close())
+				release(p)
+				p.wantResumed(others)
 			}
-			must(t, unix.Kill(keeper.Process.Pid, unix.SIGKILL))
-			_ = keeper.Wait()
-			release(p)
-			p.wantResumed()
 		})
 	}
 }

@@ -6,7 +6,8 @@
 // the time is over, whichever is first. Where the keeper itself is killed, we notice and end the state in its place.
 //
 // A record of what is held lies in a file meanwhile, locked by the keeper: where both were killed at one time (a
-// supervisor that kills the whole group), Release ends what the records name whose lock nobody has.
+// supervisor that kills the whole group), Release ends what the records name whose lock nobody has. It waits a moment for a lock:
+// a process that was killed keeps its own until the kernel has taken it apart.
 //
 // A Task knows how to begin and end its state, and what to do where it is not known whether that
 // has happened: each beginning is undone once, and what others did to the guest is not touched.

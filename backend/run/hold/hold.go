@@ -230,7 +230,7 @@ func (h *Hold) replace() {
 		h.early = backend.Because(backend.ErrStale, "the guest was no longer %s: what kept it so died: %w", h.kind, how)
 	}
 	h.mu.Unlock()
-	if err := release(context.Background(), h.record, h.o.Kinds, h.o.Log); err != nil {
+	if err := release(context.Background(), h.record, time.Time{}, h.o.Kinds, h.o.Log); err != nil {
 		h.mu.Lock()
 		h.stuck = fmt.Errorf("the guest is still %s: %w", h.kind, err)
 		h.mu.Unlock()

@@ -396,39 +396,105 @@ func TestHold_IsUndoneWhenWeAreKilledAsItBegins(t *testing.T) {
 	wantLog(t, dir, "begin end-unsure")
 }
 
-func TestRelease_EndsWhatIsHeldWhereAllWereKilled(t *testing.T) {
-	dir := t.TempDir()
+// begunByAnother is a state that another domfs holds, and its process and its keeper's.
+func begunByAnother(t *testing.T) (dir string, cmd *exec.Cmd, keeper int) {
+	t.Helper()
+	dir = t.TempDir()
 	cmd, keeper, said := another(t, dir)
 	if !said.Scan() || said.Text() != "begun" {
 		t.Fatalf("it says %q", said.Text())
 	}
-	release := func() {
-		t.Helper()
-		if err := Release(t.Context(), dir+"/record-", testKinds, zap.NewNop()); err != nil {
-			t.Error(err)
-		}
-	}
-	release() // its keeper lives
-	if got := logOf(dir); got != "begin" {
-		t.Errorf("while a keeper lives: %q", got)
-	}
-	// The keeper must not notice that we are killed before it is.
-	if err := unix.Kill(keeper, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	for _, pid := range []int{cmd.Process.Pid, keeper} {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+	return dir, cmd, keeper
+}
+
+func signalTo(t *testing.T, signal unix.Signal, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		if err := unix.Kill(pid, signal); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd.Wait()
-	eventually(t, "the keeper has ended", func() bool { return hasEnded(keeper) })
-	if got := logOf(dir); got != "begin" {
-		t.Fatalf("when all are dead: %q", got)
+}
+
+func releaseIn(t *testing.T, dir string) {
+	t.Helper()
+	if err := Release(t.Context(), dir+"/record-", testKinds, zap.NewNop()); err != nil {
+		t.Error(err)
 	}
-	release()
+}
+
+func TestRelease_LeavesToAKeeperWhatItKeeps(t *testing.T) {
+	dir, _, _ := begunByAnother(t)
+	// What need not be waited for does not wait either.
+	free := dir + "/record-z"
+	spec := `{"kind":"scripted","end_ns":20000000000,"task":{"Dir":"` + dir + `","OnEnd":"touch $1/free"}}`
+	if err := os.WriteFile(free, []byte(phaseHeld+spec), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		releaseIn(t, dir)
+	}()
+	eventually(t, "what nobody keeps is ended", func() bool { _, err := os.Stat(dir + "/free"); return err == nil })
+	if took := time.Since(began); took >= keeperLimit {
+		t.Errorf("what nobody keeps was ended after %v only", took)
+	}
+	<-released
+	if got := logOf(dir); got != "begin" {
+		t.Errorf("while a keeper lives: %q", got)
+	}
+}
+
+// All processes are killed at one time, in either order, and the next domfs starts at once.
+func TestRelease_EndsWhatIsHeldWhereAllWereKilled(t *testing.T) {
+	for _, keeperFirst := range []bool{false, true} {
+		for range 5 {
+			dir, cmd, keeper := begunByAnother(t)
+			pids := []int{cmd.Process.Pid, keeper}
+			// Neither must notice that the other is killed before it is.
+			signalTo(t, unix.SIGSTOP, pids...)
+			if keeperFirst {
+				slices.Reverse(pids)
+			}
+			signalTo(t, unix.SIGKILL, pids...)
+			for range 2 {
+				releaseIn(t, dir)
+				wantLog(t, dir, "begin end")
+			}
+			cmd.Wait()
+		}
+	}
+}
+
+func TestRelease_WaitsForAKeeperThatDies(t *testing.T) {
+	dir, cmd, keeper := begunByAnother(t)
+	signalTo(t, unix.SIGSTOP, keeper)
+	signalTo(t, unix.SIGKILL, cmd.Process.Pid)
+	cmd.Wait()
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		releaseIn(t, dir)
+	}()
+	select {
+	case <-released:
+		t.Error("the keeper was not waited for")
+	case <-time.After(keeperLimit / 4):
+	}
+	if got := logOf(dir); got != "begin" {
+		t.Errorf("while it lives: %q", got)
+	}
+	signalTo(t, unix.SIGKILL, keeper)
+	<-released
 	wantLog(t, dir, "begin end")
-	release()
+}
+
+func TestRelease_WaitsForAKeeperThatEndsWhatItHolds(t *testing.T) {
+	dir, cmd, _ := begunByAnother(t)
+	signalTo(t, unix.SIGKILL, cmd.Process.Pid) // its keeper notices
+	releaseIn(t, dir)
 	wantLog(t, dir, "begin end")
 }
 

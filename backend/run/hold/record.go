@@ -38,19 +38,28 @@ type record struct {
 	s spec
 }
 
-// toolLimit is how long a tool of a keeper that was killed is waited for, for what it still does is not to
-// come after what is done in the keeper's place. One that has left something running does not hold that up for ever.
 const (
+	// toolLimit is how long a tool of a keeper that was killed is waited for, for what it still does is not to
+	// come after what is done in the keeper's place. One that has left something running does not hold that up for ever.
 	toolLimit = 15 * time.Second
-	toolPause = 20 * time.Millisecond
+	// keeperLimit is how long Release waits for keepers that live: one that was killed a moment ago has its
+	// locks until the kernel has taken all of it apart, and one whose domfs was killed is about to end what it holds.
+	keeperLimit = 2 * time.Second
+	lockPause   = 20 * time.Millisecond
 )
 
-// lock locks the record. ErrBusy: another process keeps it.
-func (r *record) lock(ctx context.Context) error {
-	if err := unix.FcntlFlock(r.f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
-		return fmt.Errorf("%s is locked: %w", r.f.Name(), backend.ErrBusy)
+// errKept says that a keeper lives.
+var errKept = fmt.Errorf("a process keeps it: %w", backend.ErrBusy)
+
+// lock locks the record; a keeper that has it is waited for until then. errKept: it still lives.
+func (r *record) lock(ctx context.Context, until time.Time) error {
+	for unix.FcntlFlock(r.f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}) != nil {
+		if ctx.Err() != nil || !time.Now().Before(until) {
+			return fmt.Errorf("%s: %w", r.f.Name(), errKept)
+		}
+		time.Sleep(lockPause)
 	}
-	for end := time.Now().Add(toolLimit); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(toolPause) {
+	for end := time.Now().Add(toolLimit); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(lockPause) {
 		if unix.Flock(int(r.f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			break
 		}
@@ -74,7 +83,7 @@ func newRecord(s spec) (*record, error) {
 		err = fmt.Errorf("%d bytes are too many: %w", len(text), backend.ErrInvalid)
 	}
 	if err == nil {
-		err = r.lock(context.Background())
+		err = r.lock(context.Background(), time.Time{})
 	}
 	if err == nil {
 		_, err = f.Write(append([]byte(phaseReady), text...))
@@ -86,8 +95,9 @@ func newRecord(s spec) (*record, error) {
 	return r, nil
 }
 
-// openRecord opens a record that nobody has locked. ErrBusy: a keeper lives. ErrNotExist: it has ended in good order.
-func openRecord(ctx context.Context, path string) (*record, string, error) {
+// openRecord opens a record that nobody has locked; a keeper is waited for until then. errKept: it still lives.
+// ErrNotExist: it has ended in good order.
+func openRecord(ctx context.Context, path string, until time.Time) (*record, string, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, "", fmt.Errorf("%s: %w", path, backend.ErrNotExist)
@@ -96,7 +106,7 @@ func openRecord(ctx context.Context, path string) (*record, string, error) {
 		return nil, "", fmt.Errorf("%w: %w", backend.ErrIO, err)
 	}
 	r := &record{f: f}
-	phase, err := r.read(ctx, path)
+	phase, err := r.read(ctx, path, until)
 	if err != nil {
 		f.Close()
 		return nil, "", err
@@ -104,7 +114,7 @@ func openRecord(ctx context.Context, path string) (*record, string, error) {
 	return r, phase, nil
 }
 
-func (r *record) read(ctx context.Context, path string) (phase string, err error) {
+func (r *record) read(ctx context.Context, path string, until time.Time) (phase string, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(r.f.Fd()), &st); err != nil {
 		return "", fmt.Errorf("%s: %w: %w", path, backend.ErrIO, err)
@@ -112,7 +122,7 @@ func (r *record) read(ctx context.Context, path string) (phase string, err error
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return "", fmt.Errorf("%s is not a record that this user wrote: %w", path, backend.ErrAccess)
 	}
-	if err := r.lock(ctx); err != nil {
+	if err := r.lock(ctx, until); err != nil {
 		return "", err
 	}
 	text, err := io.ReadAll(io.LimitReader(r.f, maxRecord))
@@ -186,9 +196,10 @@ func (r *record) end(ctx context.Context, t Task, sure bool, trying func(error))
 	}
 }
 
-// release ends what the record at path names, in place of a keeper that is dead; nil where it is done already.
-func release(ctx context.Context, path string, kinds Kinds, log *zap.Logger) error {
-	r, phase, err := openRecord(ctx, path)
+// release ends what the record at path names, in place of a keeper that is dead by then; nil where it is done already,
+// errKept where the keeper still lives.
+func release(ctx context.Context, path string, until time.Time, kinds Kinds, log *zap.Logger) error {
+	r, phase, err := openRecord(ctx, path, until)
 	if errors.Is(err, backend.ErrNotExist) {
 		return nil
 	}
@@ -215,7 +226,8 @@ func release(ctx context.Context, path string, kinds Kinds, log *zap.Logger) err
 }
 
 // Release ends all that records name whose keeper is dead: those whose paths begin with prefix. It tries until ctx
-// ends; the error is of what could not be ended.
+// ends; the error is of what could not be ended. Keepers that live are waited for, for two seconds at most: they may be about to die or to
+// end what they hold. What one keeps for longer is left to it.
 func Release(ctx context.Context, prefix string, kinds Kinds, log *zap.Logger) error {
 	dir, base := filepath.Split(prefix)
 	entries, err := os.ReadDir(dir)
@@ -225,19 +237,29 @@ func Release(ctx context.Context, prefix string, kinds Kinds, log *zap.Logger) e
 		}
 		return fmt.Errorf("the records of what was held: %w: %w", backend.ErrIO, err)
 	}
-	var errs []error
-	looked := 0
+	var paths []string
 	for _, e := range entries {
-		if len(e.Name()) <= len(base) || e.Name()[:len(base)] != base {
-			continue
+		if len(e.Name()) > len(base) && e.Name()[:len(base)] == base && len(paths) < maxRecords {
+			paths = append(paths, dir+e.Name())
 		}
-		if looked++; looked > maxRecords {
-			break
+	}
+	var errs []error
+	// All that need not be waited for comes first.
+	for _, wait := range []time.Duration{0, keeperLimit} {
+		until := time.Now().Add(wait)
+		var kept []string
+		for _, path := range paths {
+			switch err := release(ctx, path, until, kinds, log); {
+			case errors.Is(err, errKept):
+				kept = append(kept, path)
+			case err != nil:
+				errs = append(errs, err)
+			}
 		}
-		err := release(ctx, dir+e.Name(), kinds, log)
-		if err != nil && !errors.Is(err, backend.ErrBusy) {
-			errs = append(errs, err)
-		}
+		paths = kept
+	}
+	for _, path := range paths {
+		log.Info("a guest's state is left to the process that keeps it", zap.String("record", path))
 	}
 	return errors.Join(errs...)
 }
