@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"domfs/backend/backendtest/labneed"
+	"domfs/backend/backendtest/labxen"
+	"domfs/testdata/lab/domu/records"
+)
+
+// The host that the README speaks of: the domain web01 of /etc/xen/web01.cfg runs, on vg0/web01 and vg0/web01-data, and
+// writes to both all the time.
+func TestLabXen_READMEsQuickStartWorksLineByLine(t *testing.T) {
+	labxen.Need(t)
+	h := &xenHost{newLVMHost(t)}
+	h.vg("vg0", 1, 4096)
+	root, data := h.zeroes(h.thick("vg0", "web01", guestRootMiB)), h.zeroes(h.thick("vg0", "web01-data", guestDataMiB))
+	labxen.MakeRoot(t, root, labxen.LVM)
+	labxen.MakeData(t, data)
+	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb", Pace: 100 * time.Millisecond,
+		Disks: []labxen.Disk{{Target: root}, {Target: data}}})
+	d.Do(t, fmt.Sprintf("printf '/dev/%s/root / ext4 defaults 0 1\\n/dev/xvdb /data ext4 defaults 0 2\\n' >/etc/fstab && sync", labxen.Group))
+	const config = "/etc/xen/web01.cfg"
+	if _, err := os.Stat(config); err == nil {
+		t.Fatalf("%s is there: this test writes one of its own", config)
+	}
+	must(t, os.WriteFile(config, []byte(readFile(t, d.Config)), 0o644))
+	t.Cleanup(func() { _ = os.Remove(config) })
+	programs := filepath.Join(h.dir, "bin")
+	must(t, os.Mkdir(programs, 0o755))
+	must(t, os.Symlink(binary, programs+"/domfs"))
+	must(t, os.MkdirAll("/mnt/domfs", 0o755))
+	d.AwaitSynced(3)
+	synced := d.Synced()
+
+	script := filepath.Join(h.dir, "script")
+	must(t, os.WriteFile(script, []byte(quickStart(t, "### On a Xen host")+"\n"), 0o644))
+	cmd := exec.Command("bash", "-e", "-x", script)
+	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"), "LC_ALL=C")
+	cmd.Dir = h.dir
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		_ = exec.Command(binary, "umount", "/mnt/domfs").Run()
+		t.Fatalf("the quick start ends with %v", err)
+	}
+	// What it says of the lines that only look.
+	for _, want := range []string{"\nrunning\n" + fmt.Sprint(d.ID) + "\n", "\npaused\n", "\n/dev/vg0/web01-xvdc\n"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not print %q", want)
+		}
+	}
+	// The archive is of one instant on both disks.
+	var cut [][]byte
+	for _, name := range []string{labxen.RootRecords, "data/" + labxen.DataRecords} {
+		text, err := exec.Command("tar", "-xzOf", filepath.Join(h.dir, "web01.tar.gz"), "./"+name).Output()
+		must(t, err)
+		cut = append(cut, text)
+	}
+	if last, err := records.Check(cut...); err != nil || last < synced {
+		t.Errorf("the archive has records up to %d, %v; %d was synced before", last, err, synced)
+	}
+	// The guest saw its disk grow, and another come and go, and goes on.
+	d.AwaitSize("xvda", (guestRootMiB+1024)*mib)
+	d.AwaitSize("xvdc", -1)
+	if !strings.Contains(d.Console(), "\nsize xvdc 2097152\n") {
+		t.Error("the guest has not seen the new disk")
+	}
+	d.AwaitSynced(3)
+	if got := labneed.Run(t, "lvs", "--noheadings", "-o", "lv_name", "vg0"); strings.Join(strings.Fields(got), " ") != "web01 web01-data web01-xvdc" {
+		t.Errorf("volumes: %q", got)
+	}
+	if isMounted(t, "/mnt/domfs") {
+		t.Error("/mnt/domfs is still mounted")
+	}
+}
