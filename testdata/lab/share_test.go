@@ -86,6 +86,11 @@ func TestShare_RunsWhatAPatternSelects(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %v %q", test.run, s, err, test.kinds, test.runs)
 		}
 	}
+	writePackage(t, root, "b", "BenchmarkLab_One", "BenchmarkLabXen_Two", "TestLabXen_Three")
+	if s, err := share(root, []string{"b"}, benchmarkName, "^BenchmarkLab[_A-Z]", 1); err != nil || !slices.Equal(s.kinds, []kind{withXen, plain}) ||
+		!slices.Equal(s.runs["b"], []string{"^(BenchmarkLabXen_Two)$", "^(BenchmarkLab_One)$"}) {
+		t.Errorf("benchmarks: %+v, %v", s, err)
+	}
 	if _, err := share(root, []string{"a"}, testName, "(", 2); err == nil {
 		t.Error("( can be run")
 	}
