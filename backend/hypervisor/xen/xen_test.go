@@ -13,6 +13,7 @@ import (
 	"domfs/backend"
 	"domfs/backend/backendtest"
 	"domfs/backend/hypervisor/xen/xenstore/xenstoretest"
+	"domfs/backend/run"
 	"domfs/backend/run/runtest"
 
 	"golang.org/x/sys/unix"
@@ -33,16 +34,33 @@ func TestDriver_KeepsTheContract(t *testing.T) {
 	})
 }
 
+// oddList is what real lists have but seldom: composed as xl_info.c prints it.
+const oddList = "Name                                        ID   Mem VCPUs\tState\tTime(s)\n" +
+	"Domain-0                                     0  1024     2     r-----     123.4\n" +
+	"web01                                        7   512     1     -b----       4.2\n" +
+	"a name of more than forty characters, and with blanks     8   256     1     --p---       0.0\n" +
+	"mail 12  34 56     r-----  1.0               9  4096    16     ---s--  100000.5\n" +
+	"crash                                       10    64     1     ---sc-       1.1\n" +
+	"dog                                         11    64     1     ---sw-       1.1\n" +
+	"rebooting                                   12    64     1     ---sr-       1.1\n" +
+	"dying                                       13     0     1     --ps-d       9.9\n" +
+	"(null)                                      14     0     1     -----d       9.9\n" +
+	"first line of a name\n" +
+	"and its second                              15    64     1     ------       3.0\n"
+
 func TestXLList_IsReadAsItIsPrinted(t *testing.T) {
 	d := New(Options{Runner: runtest.Runner(t, "testdata/xl-list.json")})
-	got, err := d.states(t.Context())
-	want := map[int]backend.DomainState{0: "running", 7: "running", 8: "paused", 9: "shutdown", 10: "crashed", 11: "crashed", 12: "shutdown", 13: "dying", 14: "dying", 15: "running"}
-	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %v, %v\nwant %v", got, err, want)
-	}
-	for _, want := range []error{backend.ErrIO, backend.ErrNotExist, backend.ErrTimeout} {
-		if _, err := d.states(t.Context()); !errors.Is(err, want) {
-			t.Errorf("got %v, want %v", err, want)
+	for _, c := range []struct {
+		read func() (map[int]backend.DomainState, error)
+		want map[int]backend.DomainState
+	}{
+		{func() (map[int]backend.DomainState, error) { return d.states(t.Context()) },
+			map[int]backend.DomainState{0: "running", realGuest: "running"}},
+		{func() (map[int]backend.DomainState, error) { return parseList(oddList) },
+			map[int]backend.DomainState{0: "running", 7: "running", 8: "paused", 9: "shutdown", 10: "crashed", 11: "crashed", 12: "shutdown", 13: "dying", 14: "dying", 15: "running"}},
+	} {
+		if got, err := c.read(); err != nil || fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("got %v, %v\nwant %v", got, err, c.want)
 		}
 	}
 	for _, out := range []string{"", "Name ID\n", "Usage: xl list\n", "Name                                        ID   Mem VCPUs\tState\tTime(s)\n"} {
@@ -52,8 +70,25 @@ func TestXLList_IsReadAsItIsPrinted(t *testing.T) {
 	}
 }
 
+func TestXLList_ThatCannotBeHadIsAnError(t *testing.T) {
+	argv := []string{"xl", "list"}
+	for _, c := range []struct {
+		call run.Call
+		want error
+	}{
+		{run.Call{Argv: argv, Exit: 1, Stderr: run.Text("libxl: error: cannot open libxc handle: Permission denied\n")}, backend.ErrIO},
+		{run.Call{Argv: argv, Exit: -1, Failure: "missing"}, backend.ErrNotExist},
+		{run.Call{Argv: argv, Exit: -1, Failure: "timeout"}, backend.ErrTimeout},
+	} {
+		d := New(Options{Runner: (&run.Transcript{Calls: []run.Call{c.call}}).Replay()})
+		if got, err := d.states(t.Context()); !errors.Is(err, c.want) || got != nil {
+			t.Errorf("got %v, %v, want %v", got, err, c.want)
+		}
+	}
+}
+
 func FuzzXLList(f *testing.F) {
-	f.Add("Name                                        ID   Mem VCPUs\tState\tTime(s)\nDomain-0                                     0  1024     2     r-----     123.4\nweb 1  7                                     7   512     1     -bps-d       4.2\n")
+	f.Add(oddList)
 	f.Fuzz(func(t *testing.T, out string) {
 		states, err := parseList(out)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -226,6 +227,37 @@ func (s *Server) Set(pathsAndValues ...string) {
 	for i := 0; i < len(pathsAndValues); i += 2 {
 		s.fireLocked(pathsAndValues[i])
 	}
+}
+
+// lsLine is a node as `xenstore-ls -fp` prints it: path, value, permissions.
+var lsLine = regexp.MustCompile(`^(/\S*) = "(.*)"   \(([^()]+)\)$`)
+
+// Load writes the nodes that `xenstore-ls -fp` has printed, with their permissions. Values are taken as they are printed.
+func (s *Server) Load(listing string) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.editLocked(func(nodes map[string]*node) {
+		for line := range strings.Lines(listing) {
+			m := lsLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+			if m == nil || strings.Contains(m[2], `\`) { // the octal number of a character that cannot be printed
+				s.t.Errorf("xenstoretest: %q is no line of xenstore-ls -fp that can be read", line)
+				continue
+			}
+			makeNode(nodes, m[1])
+			nodes[m[1]] = &node{value: m[2], perms: strings.Split(m[3], ",")}
+		}
+	})
+}
+
+// Permissions are those of a node; nil where it is not there.
+func (s *Server) Permissions(path string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.nodes[path]; n != nil {
+		return slices.Clone(n.perms)
+	}
+	return nil
 }
 
 // Permit sets the permissions of a node and of all below it: n0, r5 …
