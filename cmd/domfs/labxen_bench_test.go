@@ -41,7 +41,7 @@ func pauseOf(t testing.TB, m *mount, skip int) time.Duration {
 func BenchmarkLabXen_PauseOfARunningDomain(b *testing.B) {
 	h := newXenHost(b)
 	d := h.two(labxen.Options{Pace: 500 * time.Millisecond})
-	m := h.mount("--debug", "--log-format=json", "--map=none")
+	m := h.mount("--debug", "--log-format=json", "--map=none", slowPause)
 	d.AwaitSynced(3)
 	var mkdir, pause, store []time.Duration
 	for b.Loop() { // all of the above is done once
