@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"domfs/backend/backendtest/labneed"
 	"domfs/backend/backendtest/labxen"
@@ -20,10 +19,11 @@ func TestLabXen_READMEsQuickStartWorksLineByLine(t *testing.T) {
 	labxen.Need(t)
 	h := &xenHost{newLVMHost(t)}
 	h.vg("vg0", 1, 4096)
-	root, data := h.zeroes(h.thick("vg0", "web01", guestRootMiB)), h.zeroes(h.thick("vg0", "web01-data", guestDataMiB))
+	h.pool("vg0", "pool", 128, 8)
+	root, data := h.zeroes(h.thick("vg0", "web01", guestRootMiB)), h.thin("vg0", "pool", "web01-data", guestDataMiB)
 	labxen.MakeRoot(t, root, labxen.LVM)
 	labxen.MakeData(t, data)
-	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb", Pace: 100 * time.Millisecond,
+	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb",
 		Disks: []labxen.Disk{{Target: root}, {Target: data}}})
 	d.Do(t, fmt.Sprintf("printf '/dev/%s/root / ext4 defaults 0 1\\n/dev/xvdb /data ext4 defaults 0 2\\n' >/etc/fstab && sync", labxen.Group))
 	const config = "/etc/xen/web01.cfg"
@@ -73,7 +73,7 @@ func TestLabXen_READMEsQuickStartWorksLineByLine(t *testing.T) {
 		t.Error("the guest has not seen the new disk")
 	}
 	d.AwaitSynced(3)
-	if got := labneed.Run(t, "lvs", "--noheadings", "-o", "lv_name", "vg0"); strings.Join(strings.Fields(got), " ") != "web01 web01-data web01-xvdc" {
+	if got := labneed.Run(t, "lvs", "--noheadings", "-o", "lv_name", "vg0"); strings.Join(strings.Fields(got), " ") != "pool web01 web01-data web01-xvdc" {
 		t.Errorf("volumes: %q", got)
 	}
 	if isMounted(t, "/mnt/domfs") {

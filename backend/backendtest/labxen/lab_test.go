@@ -90,10 +90,34 @@ func bareGuest(t *testing.T, o Options) *DomU {
 	return NewDomU(t, o)
 }
 
-func TestLabXen_GrowthOfAPhyDiskIsSeen(t *testing.T) {
+// One guest for all of this: to boot one takes its time. The last test ends it.
+func TestLabXen_AGuestDoesWhatTestsRelyOn(t *testing.T) {
 	Need(t)
 	labneed.Leftovers(t)
-	d := bareGuest(t, Options{})
+	d := bareGuest(t, Options{Config: []string{`on_crash = "preserve"`}})
+	for _, s := range []struct {
+		name string
+		test func(t *testing.T, d *DomU)
+	}{
+		{"it sees its disk grow", growthOfAPhyDiskIsSeen},
+		{"a pause stops it", pauseStopsAGuest},
+		{"it is given disks, and they are taken from it", blockAttachAndDetach},
+		{"it writes to its part of xenstore, and crashes", aGuestWritesToXenstoreAndCrashes},
+	} {
+		t.Run(s.name, func(t *testing.T) { s.test(t, d.Within(t)) })
+	}
+}
+
+// Its own kernel ends it.
+func TestLabXen_AGuestShutsDown(t *testing.T) {
+	Need(t)
+	labneed.Leftovers(t)
+	d := bareGuest(t, Options{Idle: true})
+	labneed.Run(t, "xl", "shutdown", "-w", d.Name)
+	labneed.Eventually(t, "the guest has shut down, and is gone", func() bool { return len(d.running(t)) == 0 })
+}
+
+func growthOfAPhyDiskIsSeen(t *testing.T, d *DomU) {
 	d.AwaitSize("xvda", rootBytes)
 	grow := func() int64 {
 		labneed.Run(t, "lvextend", "--quiet", "--size", "+8M", "labxen/root")
@@ -131,10 +155,7 @@ func state(t *testing.T, d *DomU) string {
 	return fields[len(fields)-2]
 }
 
-func TestLabXen_PauseStopsAGuest(t *testing.T) {
-	Need(t)
-	labneed.Leftovers(t)
-	d := bareGuest(t, Options{})
+func pauseStopsAGuest(t *testing.T, d *DomU) {
 	d.AwaitSynced(3)
 	labneed.Run(t, "xl", "pause", d.Name)
 	if got := state(t, d); !strings.Contains(got, "p") {
@@ -148,15 +169,10 @@ func TestLabXen_PauseStopsAGuest(t *testing.T) {
 	}
 	labneed.Run(t, "xl", "unpause", d.Name)
 	d.AwaitSynced(3)
-	// Its own kernel ends it.
-	labneed.Run(t, "xl", "shutdown", "-w", d.Name)
-	labneed.Eventually(t, "the guest has shut down, and is gone", func() bool { return len(d.running(t)) == 0 })
+	d.Do(t, "idle")
 }
 
-func TestLabXen_BlockAttachAndDetach(t *testing.T) {
-	Need(t)
-	labneed.Leftovers(t)
-	d := bareGuest(t, Options{Idle: true})
+func blockAttachAndDetach(t *testing.T, d *DomU) {
 	disk := Disk{Target: volume(t, "more", dataBytes), VDev: "xvdb"}
 	attach := func() {
 		t.Helper()
@@ -181,10 +197,7 @@ func TestLabXen_BlockAttachAndDetach(t *testing.T) {
 	d.AwaitSize("xvdb", -1)
 }
 
-func TestLabXen_AGuestWritesToXenstoreAndCrashes(t *testing.T) {
-	Need(t)
-	labneed.Leftovers(t)
-	d := bareGuest(t, Options{Idle: true, Config: []string{`on_crash = "preserve"`}})
+func aGuestWritesToXenstoreAndCrashes(t *testing.T, d *DomU) {
 	const node, rubbish = "device/vbd/51712/backend", "/local/domain/0/backend/vbd/0/rubbish"
 	if said := d.Do(t, "/sbin/init xenstore write "+node+" "+rubbish+" && /sbin/init xenstore read "+node); said != rubbish {
 		t.Errorf("the guest reads %q", said)
