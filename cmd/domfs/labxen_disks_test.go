@@ -35,7 +35,6 @@ func theGuestSeesEachGrowth(t *testing.T, h *xenHost, d *labxen.DomU) {
 	must(t, m.set("xenstore/"+d.Name+"/disks/xvdb/size", "+4M"))
 	d.AwaitSize("xvdb", (guestDataMiB+44)*mib)
 	must(t, os.Remove(m.at("snapshots", d.Name, "s")))
-	d.AwaitSynced(3)
 	m.stop()
 }
 
@@ -61,9 +60,11 @@ func TestLabXen_AFileThatQEMUServesDoesNotGrowUnderAGuest(t *testing.T) {
 // What concerns a guest's disks and its part of xenstore, whatever it writes to them.
 func TestLabXen_AnIdleDomain(t *testing.T) {
 	h := newXenHost(t)
-	d := h.one(labxen.Options{Idle: true})
+	d := h.one(labxen.Options{Idle: true, Disks: []labxen.Disk{{Target: h.thin("vgb", "pool", "data", guestDataMiB)}}})
 	h.share(t, d, []subtest{
+		{"has its pause and its disks made good after a kill", whatAKillLeavesIsMadeGood},
 		{"is given a disk, uses it and gives it back", aDiskIsAttachedUsedAndDetached},
+		{"sees each growth of a thick and of a thin disk", theGuestSeesEachGrowth},
 		{"changes nothing by rubbish in xenstore", aGuestsRubbishInXenstoreChangesNothing},
 	})
 }
