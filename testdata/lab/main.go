@@ -46,9 +46,9 @@ func main() {
 	flag.BoolVar(&o.xen, "xen", false, "with -shell: in a machine with Xen")
 	flag.StringVar(&o.console, "console", "", "also write the machine's console to this file; a second machine's to FILE.1, …")
 	flag.IntVar(&o.memory, "memory", 2560, "of the machine, MiB")
-	flag.IntVar(&o.machines, "machines", min(2, max(1, runtime.NumCPU())), "so many machines share the tests, and one with Xen runs those that need it")
+	flag.IntVar(&o.machines, "machines", 0, "so many machines share the tests, and one with Xen runs those that need it (default: as suits the processors)")
 	flag.IntVar(&o.atOnce, "at-once", max(1, runtime.NumCPU()), "so many machines of labs may run here at the same time; others wait")
-	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "for each package")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for each package")
 	flag.DurationVar(&o.silence, "silence", 8*time.Minute, "without any output: the machine hangs")
 	flag.DurationVar(&o.deadline, "deadline", 45*time.Minute, "for all")
 	flag.Parse()
@@ -108,7 +108,7 @@ func lab(ctx context.Context, o options) (bool, error) {
 	if o.shell || o.bench != "" || o.console != "" {
 		o.machines = 1
 	}
-	shared, err := share(".", packages, names, run, o.machines)
+	shared, err := shareFor(runtime.NumCPU(), o.machines, func(machines int) (shares, error) { return share(".", packages, names, run, machines) })
 	if err != nil {
 		return false, err
 	}

@@ -93,6 +93,20 @@ func share(root string, packages []string, names *regexp.Regexp, run string, mac
 	return s, nil
 }
 
+// shareFor deals out to so many machines, or, where that is 0, to as many as suits so many processors. Two of them are one machine each; where
+// one of those is busy with Xen for long, the other runs several that are shorter, so that both are done at about the same time.
+func shareFor(processors, machines int, share func(machines int) (shares, error)) (shares, error) {
+	if machines > 0 {
+		return share(machines)
+	}
+	machines = min(2, max(1, processors))
+	s, err := share(machines)
+	if err != nil || machines == 1 || len(s.kinds) <= machines {
+		return s, err
+	}
+	return share(2*machines + 1)
+}
+
 // of are the packages of which a machine runs something.
 func (s shares) of(machine int, packages []string) []string {
 	return slices.DeleteFunc(slices.Clone(packages), func(p string) bool { return s.runs[p][machine] == "" })

@@ -140,3 +140,31 @@ func TestLines_OfSeveralWritersStayWhole(t *testing.T) {
 		t.Errorf("%d lines", n)
 	}
 }
+
+func TestShareFor_DealsMoreAndShorterOnesBesideXen(t *testing.T) {
+	for _, c := range []struct {
+		processors, machines int
+		xen                  bool
+		want                 int // plain ones
+	}{{2, 0, true, 5}, {2, 0, false, 2}, {8, 0, true, 5}, {1, 0, true, 1}, {1, 0, false, 1}, {2, 1, true, 1}, {2, 3, true, 3}} {
+		s, err := shareFor(c.processors, c.machines, func(machines int) (shares, error) {
+			var s shares
+			if c.xen {
+				s.kinds = append(s.kinds, withXen)
+			}
+			for range machines {
+				s.kinds = append(s.kinds, plain)
+			}
+			return s, nil
+		})
+		n := 0
+		for _, k := range s.kinds {
+			if k == plain {
+				n++
+			}
+		}
+		if err != nil || n != c.want {
+			t.Errorf("%+v: %d plain machines, %v", c, n, err)
+		}
+	}
+}
