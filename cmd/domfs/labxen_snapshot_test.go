@@ -93,7 +93,7 @@ func withoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T, h *xenHost, d *labxen.
 }
 
 func whatTheAdminPausedStaysPaused(t *testing.T, h *xenHost, d *labxen.DomU) {
-	m := h.mount(slowPause)
+	m := h.mount("--map=none", slowPause)
 	labneed.Run(t, "xl", "pause", d.Name)
 	eventually(t, endLimit, "the tree has it paused", func() bool { return m.read("xenstore/"+d.Name+"/state") == "paused" })
 	m.snapshot(d.Name, "s")
@@ -117,7 +117,7 @@ func killedDuringItsPauseTheGuestGoesOn(t *testing.T, h *xenHost, d *labxen.DomU
 			killedAt(t, h.host, step, func(m *mount) { _ = os.Mkdir(m.at("snapshots", d.Name, "s"), 0o755) })
 			eventually(t, endLimit, "the guest goes on", func() bool { return !h.isPaused(d) })
 			d.AwaitSynced(3)
-			m := h.mount()
+			m := h.mount("--map=none")
 			if got := m.names("snapshots/" + d.Name); len(got) != 0 {
 				t.Errorf("left: %q", got)
 			}
@@ -131,7 +131,7 @@ func killedDuringItsPauseTheGuestGoesOn(t *testing.T, h *xenHost, d *labxen.DomU
 
 func frozenByTheAdminsCommands(t *testing.T, h *xenHost, d *labxen.DomU) {
 	said := filepath.Join(h.dir, "said")
-	m := h.mount("--freeze-cmd=echo freeze $DOMFS_DOMAIN >>"+said, "--thaw-cmd=echo thaw $DOMFS_DOMAIN >>"+said, slowPause)
+	m := h.mount("--freeze-cmd=echo freeze $DOMFS_DOMAIN >>"+said, "--thaw-cmd=echo thaw $DOMFS_DOMAIN >>"+said, "--map=none", slowPause)
 	m.snapshot(d.Name, "s")
 	if got := m.read("snapshots/" + d.Name + "/s/consistency"); got != "frozen" {
 		t.Errorf("consistency is %q", got)
@@ -141,7 +141,7 @@ func frozenByTheAdminsCommands(t *testing.T, h *xenHost, d *labxen.DomU) {
 	}
 	must(t, os.Remove(m.at("snapshots", d.Name, "s")))
 	m.stop()
-	m = h.mount("--freeze-cmd=echo frozen >>"+said+"; exit 3", "--thaw-cmd=echo thawed >>"+said)
+	m = h.mount("--freeze-cmd=echo frozen >>"+said+"; exit 3", "--thaw-cmd=echo thawed >>"+said, "--map=none")
 	if err := os.Mkdir(m.at("snapshots", d.Name, "s"), 0o755); err == nil || errors.Is(err, unix.EEXIST) {
 		t.Errorf("mkdir with a freeze that fails: %v", err)
 	}

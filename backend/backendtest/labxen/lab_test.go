@@ -108,15 +108,6 @@ func TestLabXen_AGuestDoesWhatTestsRelyOn(t *testing.T) {
 	}
 }
 
-// Its own kernel ends it.
-func TestLabXen_AGuestShutsDown(t *testing.T) {
-	Need(t)
-	labneed.Leftovers(t)
-	d := bareGuest(t, Options{Idle: true})
-	labneed.Run(t, "xl", "shutdown", "-w", d.Name)
-	labneed.Eventually(t, "the guest has shut down, and is gone", func() bool { return len(d.running(t)) == 0 })
-}
-
 func growthOfAPhyDiskIsSeen(t *testing.T, d *DomU) {
 	d.AwaitSize("xvda", rootBytes)
 	grow := func() int64 {

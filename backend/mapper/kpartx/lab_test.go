@@ -452,7 +452,7 @@ func TestLabMap_IsNeverSeenByTheHostsLVM(t *testing.T) {
 		r     backend.MapRequest
 		uuid  string
 	}{
-		{"volume", 5, gpt.request("20261121T080000000-volume", volume), gpt.vgUUID},
+		{"volume", 3, gpt.request("20261121T080000000-volume", volume), gpt.vgUUID},
 		{"file", 1, gpt.request("20261121T080000000-file", gpt.file), gpt.vgUUID},
 		{"logical in file", 1, logical.request("20261121T080000000-logical", logical.file), logical.vgUUID},
 		{"whole disk, file", 2, backend.MapRequest{SetID: "20261121T080000000-whole", Disks: []backend.MapDisk{{VDev: "xvda", Path: whole.file, SizeBytes: whole.size}}}, whole.vgUUID},

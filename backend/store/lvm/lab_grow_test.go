@@ -36,7 +36,11 @@ func TestLabResize_RoundsAsLVMDoes(t *testing.T) {
 		writeDevice(t, "/dev/"+id, mark, 0)
 		t.Logf("growing %s", id) // it takes long: something is to be heard
 		v := labVolume(t, s, id)
-		for _, by := range []int64{1, 20*mib + 1} {
+		sizes := []int64{20*mib + 1}
+		if !strings.HasPrefix(name, "raid") { // each growth of those takes long
+			sizes = []int64{1, 20*mib + 1}
+		}
+		for _, by := range sizes {
 			want := s.RoundSize(v, v.SizeBytes+by)
 			got, err := s.Resize(bg, v, v.SizeBytes+by)
 			if err != nil || got != want {
