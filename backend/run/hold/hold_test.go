@@ -346,6 +346,8 @@ func another(t *testing.T, dir string) (cmd *exec.Cmd, keeper int, said *bufio.S
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+		// Its keeper ends what it holds, in a folder that is about to be removed.
+		eventually(t, "the keeper has ended", func() bool { return keeper == 0 || hasEnded(keeper) })
 	})
 	said = bufio.NewScanner(out)
 	if !said.Scan() {
