@@ -59,13 +59,13 @@ func (o Freeze) Check() error {
 // maxFreezeTimeout keeps a snapshot's deadline far off.
 const maxFreezeTimeout = 2 * time.Minute
 
-// MaxPauseTimeout is far below what breaks a guest's connections, and the freezer's own deadline.
-const MaxPauseTimeout = 30 * time.Second
+// maxPauseTimeout is far below what breaks a guest's connections, and the freezer's own deadline.
+const maxPauseTimeout = 30 * time.Second
 
 // CheckPauseTimeout says what is wrong with how long a domain may be kept paused; ErrInvalid.
 func CheckPauseTimeout(d time.Duration) error {
-	if d < time.Second || d > MaxPauseTimeout {
-		return fmt.Errorf("--pause-timeout: %s is not from 1s to %s: %w", d, MaxPauseTimeout, backend.ErrInvalid)
+	if d < time.Second || d > maxPauseTimeout {
+		return fmt.Errorf("--pause-timeout: %s is not from 1s to %s: %w", d, maxPauseTimeout, backend.ErrInvalid)
 	}
 	return nil
 }

@@ -63,6 +63,12 @@ func (m *mount) killedAt(point string, gesture func(m *mount)) {
 	must(m.t, os.WriteFile(file+".new", []byte(point), 0o600))
 	must(m.t, os.Rename(file+".new", file))
 	gesture(m)
+	m.awaitKilled(point)
+}
+
+// awaitKilled waits until the program is killed at a point.
+func (m *mount) awaitKilled(point string) {
+	m.t.Helper()
 	eventually(m.t, endLimit, "the program is killed at "+point, func() bool {
 		select {
 		case <-m.done:

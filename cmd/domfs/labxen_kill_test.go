@@ -121,17 +121,7 @@ func whatAKillLeavesIsMadeGood(t *testing.T, h *xenHost, d *labxen.DomU) {
 			break
 		}
 		step.gesture(m)
-		eventually(t, endLimit, "the program is killed at "+step.point, func() bool {
-			select {
-			case <-m.done:
-				return true
-			default:
-				return false
-			}
-		})
-		if m.cmd.ProcessState.Success() {
-			t.Fatalf("the program was not killed at %s", step.point)
-		}
+		m.awaitKilled(step.point)
 		look = step.after
 	}
 }

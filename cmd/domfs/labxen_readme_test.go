@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -26,33 +25,13 @@ func TestLabXen_READMEsQuickStartWorksLineByLine(t *testing.T) {
 	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb",
 		Disks: []labxen.Disk{{Target: root}, {Target: data}}})
 	d.Do(t, fmt.Sprintf("printf '/dev/%s/root / ext4 defaults 0 1\\n/dev/xvdb /data ext4 defaults 0 2\\n' >/etc/fstab && sync", labxen.Group))
-	const config = "/etc/xen/web01.cfg"
-	if _, err := os.Stat(config); err == nil {
-		t.Fatalf("%s is there: this test writes one of its own", config)
-	}
-	must(t, os.WriteFile(config, []byte(readFile(t, d.Config)), 0o644))
-	t.Cleanup(func() { _ = os.Remove(config) })
-	programs := filepath.Join(h.dir, "bin")
-	must(t, os.Mkdir(programs, 0o755))
-	must(t, os.Symlink(binary, programs+"/domfs"))
-	must(t, os.MkdirAll("/mnt/domfs", 0o755))
+	h.webConfig(readFile(t, d.Config))
 	d.AwaitSynced(3)
 	synced := d.Synced()
-
-	script := filepath.Join(h.dir, "script")
-	must(t, os.WriteFile(script, []byte(quickStart(t, "### On a Xen host")+"\n"), 0o644))
-	cmd := exec.Command("bash", "-e", "-x", script)
-	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"), "LC_ALL=C")
-	cmd.Dir = h.dir
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		_ = exec.Command(binary, "umount", "/mnt/domfs").Run()
-		t.Fatalf("the quick start ends with %v", err)
-	}
+	out := h.runQuickStart("### On a Xen host")
 	// What it says of the lines that only look.
 	for _, want := range []string{"\nrunning\n" + fmt.Sprint(d.ID) + "\n", "\npaused\n", "\n/dev/vg0/web01-xvdc\n"} {
-		if !strings.Contains(string(out), want) {
+		if !strings.Contains(out, want) {
 			t.Errorf("it does not print %q", want)
 		}
 	}

@@ -17,19 +17,56 @@ import (
 	"domfs/backend/backendtest/labneed"
 )
 
-// crashEnv is set for the process that a crash test kills: the LV that it is to work on.
+// crashEnv is set for the process that a crash test kills: the name of its work, a blank, and what that is to be done on.
 const crashEnv = "DOMFS_LVM_CRASH"
 
+var crashWork = map[string]func(on string) error{"changes": everyChange, "volume": makeAndRemove}
+
 func init() {
-	id := os.Getenv(crashEnv)
-	if id == "" {
+	name, on, found := strings.Cut(os.Getenv(crashEnv), " ")
+	if !found {
 		return
 	}
-	if err := everyChange(id); err != nil {
+	if err := crashWork[name](on); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// crasher runs some work in a process of its own, again and again.
+type crasher struct{ work, on, trace string }
+
+func newCrasher(t *testing.T, work, on string) crasher {
+	return crasher{work, on, filepath.Join(t.TempDir(), "trace")}
+}
+
+func (c crasher) command(env ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), crashEnv+"="+c.work+" "+c.on), env...)
+	return cmd
+}
+
+// run does the work up to a point; "" is all of it.
+func (c crasher) run(t *testing.T, fault string) (killed bool) {
+	t.Helper()
+	cmd := c.command("DOMFS_FAULT="+fault, "DOMFS_FAULT_TRACE="+c.trace)
+	out, err := cmd.CombinedOutput()
+	status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if killed = status.Signaled() && status.Signal() == syscall.SIGKILL; !killed && err != nil {
+		t.Fatalf("%s: %v: %s", fault, err, out)
+	}
+	return killed
+}
+
+// points are those that all runs so far have passed.
+func (c crasher) points(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile(c.trace)
+	if err != nil {
+		t.Skip("built without the tag faults")
+	}
+	return strings.Fields(string(text))
 }
 
 // everyChange makes every change of an LV that the store knows, one after the other.
@@ -93,27 +130,12 @@ func TestLabChanges_SurviveACrashAtEveryStep(t *testing.T) {
 	for _, name := range []string{"thick", "thin"} {
 		t.Run(name, func(t *testing.T) {
 			id := "crash/" + name
-			trace := filepath.Join(t.TempDir(), "trace")
-			run := func(fault string) (killed bool) {
-				t.Helper()
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), crashEnv+"="+id, "DOMFS_FAULT="+fault, "DOMFS_FAULT_TRACE="+trace)
-				out, err := cmd.CombinedOutput()
-				status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
-				if killed = status.Signaled() && status.Signal() == syscall.SIGKILL; !killed && err != nil {
-					t.Fatalf("%s: %v: %s", fault, err, out)
-				}
-				return killed
-			}
+			c := newCrasher(t, "changes", id)
 			mark := randomBytes(mib)
 			writeDevice(t, "/dev/"+id, mark, 0)
-			run("")
+			c.run(t, "")
 			settleAsAStart(t, "crash", "the end")
-			text, err := os.ReadFile(trace)
-			if err != nil {
-				t.Skip("built without the tag faults")
-			}
-			points := strings.Fields(string(text))
+			points := c.points(t)
 			for _, point := range []string{"lvm.snapshot.begin", "lvm.snapshot.created", "lvm.snapshot.node", "lvm.annotate.begin", "lvm.annotate.done",
 				"lvm.remove.begin", "lvm.remove.done", "lvm.reserve.begin", "lvm.reserve.done", "lvm.resize.begin", "lvm.resize.done"} {
 				if !slices.Contains(points, point) && !(name == "thin" && strings.HasPrefix(point, "lvm.reserve.")) {
@@ -125,7 +147,7 @@ func TestLabChanges_SurviveACrashAtEveryStep(t *testing.T) {
 				if strings.HasSuffix(point, ".begin") || point == "lvm.snapshot.node" || point == points[len(points)-1] {
 					continue
 				}
-				if !run(point) {
+				if !c.run(t, point) {
 					t.Errorf("%s is not passed", point)
 				}
 				settleAsAStart(t, "crash", point)
@@ -186,11 +208,7 @@ func TestLabRepair_EndsWhatAKilledToolBegan(t *testing.T) {
 	labneed.LVM(t)
 	labneed.Leftovers(t)
 	crashVG(t, "killed")
-	changes := func(name string) *exec.Cmd {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), crashEnv+"=killed/"+name)
-		return cmd
-	}
+	changes := func(name string) *exec.Cmd { return crasher{work: "changes", on: "killed/" + name}.command() }
 	began := time.Now()
 	if out, err := changes("thick").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

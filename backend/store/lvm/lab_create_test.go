@@ -3,13 +3,9 @@ package lvm
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,22 +13,7 @@ import (
 	"domfs/backend/backendtest/labneed"
 )
 
-// createEnv is set for the process that a crash test kills: the pool that it is to make a volume in.
-const createEnv = "DOMFS_LVM_CREATE"
-
-func init() {
-	pool := os.Getenv(createEnv)
-	if pool == "" {
-		return
-	}
-	if err := makeAndRemove(pool); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// makeAndRemove makes a volume, keeps it, and removes it.
+// makeAndRemove makes a volume in a pool, keeps it, and removes it.
 func makeAndRemove(pool string) error {
 	vgName, _, _ := strings.Cut(pool, ":")
 	s := New(Options{VGs: []string{vgName}})
@@ -159,31 +140,16 @@ func TestLabCreate_SurvivesACrashAtEveryStep(t *testing.T) {
 	}
 	for _, pool := range []string{"cut", "cut:pool"} {
 		t.Run(pool, func(t *testing.T) {
-			trace := filepath.Join(t.TempDir(), "trace")
-			run := func(fault string) (killed bool) {
-				t.Helper()
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), createEnv+"="+pool, "DOMFS_FAULT="+fault, "DOMFS_FAULT_TRACE="+trace)
-				out, err := cmd.CombinedOutput()
-				status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
-				if killed = status.Signaled() && status.Signal() == syscall.SIGKILL; !killed && err != nil {
-					t.Fatalf("%s: %v: %s", fault, err, out)
-				}
-				return killed
-			}
-			run("")
-			text, err := os.ReadFile(trace)
-			if err != nil {
-				t.Skip("built without the tag faults")
-			}
-			points := strings.Fields(string(text))
+			c := newCrasher(t, "volume", pool)
+			c.run(t, "")
+			points := c.points(t)
 			for _, point := range []string{"lvm.create.begin", "lvm.create.created", "lvm.create.open", "lvm.create.zeroed", "lvm.create.cleared", "lvm.keep.begin", "lvm.keep.done", "lvm.delete.begin", "lvm.delete.done"} {
 				if !slices.Contains(points, point) && !(pool != "cut" && point == "lvm.create.zeroed") {
 					t.Errorf("%s was not passed", point)
 				}
 			}
 			for _, point := range points {
-				if !run(point) {
+				if !c.run(t, point) {
 					t.Errorf("%s is not passed", point)
 				}
 				labneed.Settle(t)
@@ -201,7 +167,7 @@ func TestLabCreate_SurvivesACrashAtEveryStep(t *testing.T) {
 				t.Logf("killed at %s: settled", point)
 			}
 			// What a guest has written to is no leftover.
-			run("lvm.create.cleared")
+			c.run(t, "lvm.create.cleared")
 			time.Sleep(time.Second)
 			writeDevice(t, "/dev/cut/web01-xvdb", randomBytes(4096), 64<<10)
 			labneed.Settle(t)
