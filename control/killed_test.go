@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/testneed"
 	"domfs/backend/fake"
 	"domfs/backend/run"
 	"domfs/backend/run/hold"
@@ -141,11 +142,10 @@ func TestSnapshot_KilledWithItsKeeperTheNextStartResumesTheDomain(t *testing.T) 
 				pids[0], pids[1] = pids[1], pids[0]
 			}
 			// Neither must see the other's end.
-			for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
-				for _, pid := range pids {
-					if err := unix.Kill(pid, signal); err != nil {
-						t.Fatal(err)
-					}
+			testneed.Stop(t, pids...)
+			for _, pid := range pids {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Fatal(err)
 				}
 			}
 			wantLog := func(want string) {

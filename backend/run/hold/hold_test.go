@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/backendtest/testneed"
 	"domfs/backend/run"
 
 	"go.uber.org/zap"
@@ -456,7 +457,7 @@ func TestRelease_EndsWhatIsHeldWhereAllWereKilled(t *testing.T) {
 			dir, cmd, keeper := begunByAnother(t)
 			pids := []int{cmd.Process.Pid, keeper}
 			// Neither must notice that the other is killed before it is.
-			signalTo(t, unix.SIGSTOP, pids...)
+			testneed.Stop(t, pids...)
 			if keeperFirst {
 				slices.Reverse(pids)
 			}
@@ -472,7 +473,7 @@ func TestRelease_EndsWhatIsHeldWhereAllWereKilled(t *testing.T) {
 
 func TestRelease_WaitsForAKeeperThatDies(t *testing.T) {
 	dir, cmd, keeper := begunByAnother(t)
-	signalTo(t, unix.SIGSTOP, keeper)
+	testneed.Stop(t, keeper)
 	signalTo(t, unix.SIGKILL, cmd.Process.Pid)
 	cmd.Wait()
 	released := make(chan struct{})
