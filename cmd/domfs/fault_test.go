@@ -14,34 +14,31 @@ import (
 // host: "name:k" for the k-th time.
 func points(t *testing.T, h *host, gesture func(m *mount)) []string {
 	t.Helper()
-	passed, _ := pointsToTheEnd(t, h, func(*mount) {}, gesture)
-	return passed
+	return pointsOf(t, h, gesture)[0]
 }
 
-// pointsToTheEnd are points, and then those that the program passes as it ends. What it passes as it starts and while
-// prepare is done is not counted.
-func pointsToTheEnd(t *testing.T, h *host, prepare, gesture func(m *mount)) (passed, ending []string) {
+// pointsOf are the points of each of several gestures, which are done one after the other on one mount, and at last those that
+// the program passes as it ends.
+func pointsOf(t *testing.T, h *host, gestures ...func(m *mount)) (passed [][]string) {
 	t.Helper()
 	trace := filepath.Join(h.dir, "trace")
 	must(t, os.WriteFile(trace, nil, 0o600)) // another gesture's
 	m, err := h.start([]string{"DOMFS_FAULT_TRACE=" + trace}, h.mnt)
 	must(t, err)
-	prepare(m)
 	before := len(strings.Fields(readFile(t, trace)))
-	gesture(m)
-	done := len(strings.Fields(readFile(t, trace)))
-	m.stop()
-	count := map[string]int{}
-	for i, name := range strings.Fields(readFile(t, trace))[before:] {
-		count[name]++
-		point := fmt.Sprintf("%s:%d", name, count[name])
-		if i < done-before {
-			passed = append(passed, point)
-		} else {
-			ending = append(ending, point)
+	for _, gesture := range append(gestures[:len(gestures):len(gestures)], (*mount).stop) {
+		gesture(m)
+		names := strings.Fields(readFile(t, trace))
+		count := map[string]int{}
+		var of []string
+		for _, name := range names[before:] {
+			count[name]++
+			of = append(of, fmt.Sprintf("%s:%d", name, count[name]))
 		}
+		passed = append(passed, of)
+		before = len(names)
 	}
-	return passed, ending
+	return passed
 }
 
 // mortal starts a program that killedAt can kill.

@@ -14,9 +14,9 @@ import (
 // volume group guestVG with root and home.
 const (
 	guestVG       = "vg0"
-	guestDiskMiB  = 128
+	guestDiskMiB  = 64
 	guestBoot     = 1 * mib // where it begins
-	guestBootSize = 16 * mib
+	guestBootSize = 8 * mib
 	guestPV       = guestBoot + guestBootSize
 	guestPVSize   = guestDiskMiB*mib - guestPV - mib
 	guestFstab    = `# <file system> <mount point> <type> <options> <dump> <pass>
@@ -27,8 +27,23 @@ LABEL=boot /boot ext4 defaults 0 2
 `
 )
 
-// guestTemplate makes the disk's image with LVM itself. No VG called guestVG may exist meanwhile.
+// guestImage is what guestTemplate has made; empty before.
+var guestImage string
+
+// guestTemplate is the disk's image, made with LVM itself when it is first asked for. No VG called guestVG may exist
+// then, and nobody may write to it.
 func guestTemplate(t testing.TB) (file string) {
+	t.Helper()
+	if guestImage == "" {
+		made := makeGuest(t)
+		kept := filepath.Join(built, "guest.img")
+		must(t, os.Rename(made, kept))
+		guestImage = kept
+	}
+	return guestImage
+}
+
+func makeGuest(t testing.TB) (file string) {
 	t.Helper()
 	file = labneed.File(t, guestDiskMiB*mib)
 	table := filepath.Join(t.TempDir(), "table")
@@ -43,10 +58,9 @@ func guestTemplate(t testing.TB) (file string) {
 	pv := labneed.Attach(t, file, "--offset", fmt.Sprint(guestPV), "--sizelimit", fmt.Sprint(guestPVSize))
 	labneed.Run(t, "pvcreate", "-q", "-y", pv)
 	labneed.Run(t, "vgcreate", "-q", "-s", "1m", guestVG, pv)
-	for _, lv := range []string{"root", "home"} {
-		labneed.Run(t, "lvcreate", "-q", "-y", "-n", lv, "-L", "32m", guestVG)
+	for _, lv := range [][2]string{{"root", "24m"}, {"home", "16m"}, {"swap", "4m"}} {
+		labneed.Run(t, "lvcreate", "-q", "-y", "-n", lv[0], "-L", lv[1], guestVG)
 	}
-	labneed.Run(t, "lvcreate", "-q", "-y", "-n", "swap", "-L", "4m", guestVG)
 	mkfs(t, "/dev/"+guestVG+"/root", "root", map[string]string{"etc/hostname": "guest\n", "etc/fstab": guestFstab, "boot/under": "hidden\n", "home/.keep": "", "data/file": strings.Repeat("data ", 1<<18)})
 	mkfs(t, "/dev/"+guestVG+"/home", "home", map[string]string{"alice/notes": "mine\n"})
 	labneed.Run(t, "mkswap", "-q", "/dev/"+guestVG+"/swap")
@@ -69,8 +83,8 @@ func mkfs(t testing.TB, device, label string, files map[string]string) {
 	labneed.Run(t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-d", tree, device)
 }
 
-// fill copies a disk's image onto a device.
+// fill copies a disk's image onto a device, or a file, that reads as zeroes.
 func fill(t testing.TB, image, device string) {
 	t.Helper()
-	labneed.Run(t, "dd", "if="+image, "of="+device, "bs=1M", "conv=notrunc,fsync", "status=none")
+	labneed.Run(t, "dd", "if="+image, "of="+device, "bs=64K", "conv=notrunc,sparse,fsync", "status=none")
 }

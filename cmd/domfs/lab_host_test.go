@@ -28,23 +28,26 @@ func newLVMHost(t testing.TB) *lvmHost {
 	return &lvmHost{host: emptyHost(t)}
 }
 
-// vg makes a volume group on so many disks of so many MiB.
-func (h *lvmHost) vg(name string, disks int, sizeMiB int64) {
+// vg makes a volume group on so many disks of so many MiB, with more options of vgcreate.
+func (h *lvmHost) vg(name string, disks int, sizeMiB int64, more ...string) {
 	h.t.Helper()
 	var pvs []string
 	for range disks {
 		pvs = append(pvs, labneed.Disk(h.t, sizeMiB*mib))
 	}
-	labneed.VG(h.t, name, pvs...)
+	labneed.VG(h.t, name, append(more, pvs...)...)
 	h.t.Cleanup(h.reap) // before the VG is removed
 }
 
 // reap removes the mappings of a program that was killed as its test failed.
 func (h *lvmHost) reap() {
+	if !h.t.Failed() {
+		return
+	}
 	for range 5 {
 		out, _ := labneed.Try("dmsetup", "info", "-c", "--noheadings", "-o", "name")
 		for name := range strings.Lines(out) {
-			if name = strings.TrimSpace(name); h.t.Failed() && strings.HasPrefix(name, "domfs-") {
+			if name = strings.TrimSpace(name); strings.HasPrefix(name, "domfs-") {
 				_, _ = labneed.Try("dmsetup", "remove", name)
 			}
 		}
@@ -64,6 +67,13 @@ func (h *lvmHost) pool(vg, pool string, sizeMiB, metadataMiB int64, more ...stri
 	h.t.Helper()
 	args := []string{"lvcreate", "-y", "-q", "-T", "-L", fmt.Sprintf("%dm", sizeMiB), "--poolmetadatasize", fmt.Sprintf("%dm", metadataMiB)}
 	labneed.Run(h.t, append(append(args, more...), vg+"/"+pool)...)
+}
+
+// thinPool makes a thin pool with a thin LV in it, and returns that one's device.
+func (h *lvmHost) thinPool(vg, pool string, sizeMiB, metadataMiB int64, lv string, virtualMiB int64) string {
+	h.t.Helper()
+	h.pool(vg, pool, sizeMiB, metadataMiB, "-Wn", "-V", fmt.Sprintf("%dm", virtualMiB), "-n", lv)
+	return "/dev/" + vg + "/" + lv
 }
 
 // thin makes a thin LV and returns its device.
@@ -89,7 +99,8 @@ func (h *lvmHost) ext4(device, name string, dataMiB int) {
 		}
 		must(h.t, os.WriteFile(fmt.Sprintf("%s/data/%03d", tree, i), block, 0o644))
 	}
-	labneed.Run(h.t, "mke2fs", "-q", "-F", "-t", "ext4", "-L", name[:min(len(name), 16)], "-d", tree, device)
+	// Blocks as large as they can be: mke2fs copies the files one by one.
+	labneed.Run(h.t, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", name[:min(len(name), 16)], "-d", tree, device)
 	must(h.t, os.RemoveAll(tree))
 }
 

@@ -18,8 +18,7 @@ func killHost(t testing.TB) *lvmHost {
 	h := newLVMHost(t)
 	h.vg("vga", 1, 512)
 	h.vg("vgb", 1, 256)
-	h.pool("vgb", "pool", 64, 8)
-	a, b := h.thick("vga", "a", 32), h.thin("vgb", "pool", "b", 32)
+	a, b := h.thick("vga", "a", 32), h.thinPool("vgb", "pool", 64, 8, "b", 32)
 	h.ext4(b, "second", 1)
 	h.partitioned(a)
 	h.config("vm", "phy:"+a+",xvda,w", "phy:"+b+",xvdb,w")
@@ -95,41 +94,38 @@ func (m *mount) isThere() bool {
 	return true
 }
 
-// endsWell checks at the end that a whole snapshot can be made and removed, and that nothing of it all is left.
-func (h *lvmHost) endsWell(m *mount, clean string) {
-	h.t.Helper()
-	m.snapshot("vm", "s")
-	if !m.isThere() {
-		h.t.Error("the snapshot that was made is not there")
-	}
-	must(h.t, os.Remove(m.at("snapshots/vm/s")))
-	m.stop()
-	h.is(clean)
-}
-
 func nothing(*mount) {}
 
-func TestLab_SnapshotKilledAtAnyStepLeavesAllOrNothing(t *testing.T) {
+// One program after the other is killed, at each step of a snapshot's mapping, at each of the program's own end, of the snapshot's removal
+// and of its making.
+func TestLab_SnapshotAndItsRemovalKilledAtAnyStepAreAllOrNothing(t *testing.T) {
 	h := killHost(t)
 	clean := h.machine()
-	steps, ending := pointsToTheEnd(t, h.host, nothing, func(m *mount) { m.snapshot("vm", "s") })
-	if len(steps) < 10 || len(ending) == 0 {
-		t.Fatalf("a snapshot passes only %q, and the end %q", steps, ending)
+	const path = "snapshots/vm/s"
+	mkdir := func(m *mount) { m.snapshot("vm", "s") }
+	passed := pointsOf(t, h.host, mkdir, func(m *mount) {
+		must(t, os.Remove(m.at(path)))
+		h.is(clean)
+	}, mkdir)
+	making, removal, ending := passed[0], passed[1], passed[len(passed)-1]
+	if len(making) < 10 || len(removal) < 3 || len(ending) == 0 || !slices.ContainsFunc(removal, func(s string) bool { return strings.HasPrefix(s, "control.remove.") }) {
+		t.Fatalf("a snapshot passes only %q, its removal %q, and the end %q", making, removal, ending)
 	}
-	var making, mapping []string
-	for _, step := range lastOfEach(steps, true) {
+	var mapping []string
+	making = slices.DeleteFunc(lastOfEach(making, true), func(step string) bool {
 		if strings.HasPrefix(step, "kpartx.") {
 			mapping = append(mapping, step)
-		} else {
-			making = append(making, step)
+			return true
 		}
-	}
+		return false
+	})
 	if len(mapping) < 3 {
-		t.Errorf("the mapping of a snapshot passes only %q", mapping)
+		t.Fatalf("the mapping of a snapshot passes only %q", mapping)
 	}
 
-	// The snapshot of the program that was asked for its steps outlives the kills at those of its mapping, and all of it is as it was then.
+	// A snapshot outlives the kills at the steps of its mapping and of the end, and all of it is as it was before.
 	whole := h.machine()
+	remap := func(m *mount) { must(m.t, m.set(path+"/mapped", "1")) } // its devices went with the program before
 	r := relay{t: t, host: h.host, last: "its end", repaired: func(t *testing.T, m *mount) {
 		if !m.isThere() {
 			t.Error("the snapshot is gone")
@@ -137,54 +133,15 @@ func TestLab_SnapshotKilledAtAnyStepLeavesAllOrNothing(t *testing.T) {
 		h.within(t).is(whole)
 	}}
 	for _, step := range mapping {
-		r.killedAt(step, step, nothing, func(m *mount) { _ = m.set("snapshots/vm/s/mapped", "1") })
+		r.killedAt("mapping "+step, step, nothing, func(m *mount) { _ = m.set(path+"/mapped", "1") })
 	}
 	for _, step := range lastOfEach(ending, true) {
-		r.killedAt("at the end "+step, step, nothing, func(m *mount) {
-			must(m.t, m.set("snapshots/vm/s/mapped", "1"))
-			must(m.t, m.cmd.Process.Signal(unix.SIGTERM))
-		})
+		r.killedAt("end "+step, step, remap, func(m *mount) { must(m.t, m.cmd.Process.Signal(unix.SIGTERM)) })
 	}
 
-	complete := 0
-	mapped := r.repaired
+	// It outlives the first kills of its removal, too. From the one on that it does not outlive, none does.
+	there, gone := true, 0
 	r.repaired = func(t *testing.T, m *mount) {
-		if mapped != nil {
-			mapped(t, m)
-			mapped = nil
-		}
-		h := h.within(t)
-		if m.isThere() {
-			complete++
-			must(t, os.Remove(m.at("snapshots/vm/s")))
-		}
-		h.is(clean)
-	}
-	for _, step := range making {
-		r.killedAt(step, step, nothing, func(m *mount) { _ = os.Mkdir(m.at("snapshots/vm/s"), 0o755) })
-	}
-	h.endsWell(r.next(t), clean)
-	if complete < 3 {
-		t.Error("no step comes after the snapshot is complete: the last ones are not covered")
-	}
-}
-
-func TestLab_RemovalKilledAtAnyStepIsGoneOnWith(t *testing.T) {
-	h := killHost(t)
-	clean := h.machine()
-	make := func(m *mount) { m.snapshot("vm", "s") }
-	steps, _ := pointsToTheEnd(t, h.host, make, func(m *mount) { must(t, os.Remove(m.at("snapshots/vm/s"))) })
-	if len(steps) < 3 || !slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "control.remove.") }) {
-		t.Fatalf("a removal passes only %q", steps)
-	}
-	h.is(clean)
-
-	m := h.mount()
-	make(m)
-	m.stop()
-	// One snapshot outlives the first kills, and all of it is as it was then. From the one on that it does not outlive, none does.
-	whole, there, gone := h.machine(), true, 0
-	r := relay{t: t, host: h.host, last: "its end", repaired: func(t *testing.T, m *mount) {
 		h := h.within(t)
 		if there = m.isThere(); there && gone > 0 {
 			t.Error("the removal was begun, and is not gone on with")
@@ -195,54 +152,87 @@ func TestLab_RemovalKilledAtAnyStepIsGoneOnWith(t *testing.T) {
 		}
 		gone++
 		h.is(clean)
-	}}
-	for _, step := range lastOfEach(steps, false) {
-		r.killedAt(step, step, func(m *mount) {
+	}
+	for _, step := range lastOfEach(removal, false) {
+		r.killedAt("removal "+step, step, func(m *mount) {
 			if there {
-				must(m.t, m.set("snapshots/vm/s/mapped", "1")) // its devices went with the program before
+				remap(m)
 			} else {
-				make(m)
+				mkdir(m)
 			}
-		}, func(m *mount) { _ = os.Remove(m.at("snapshots/vm/s")) })
+		}, func(m *mount) { _ = os.Remove(m.at(path)) })
 	}
-	m = r.next(t)
-	if gone < 2 {
-		t.Error("no step comes after the removal has begun: the last ones are not covered")
+
+	// What is there after the kills of its making is removed: there is none before the next.
+	removed, complete := r.repaired, 0
+	r.repaired = func(t *testing.T, m *mount) {
+		if removed != nil {
+			removed(t, m)
+			removed = nil
+			if gone < 2 {
+				t.Error("no step comes after the removal has begun: the last ones are not covered")
+			}
+		} else if m.isThere() {
+			complete++
+		}
+		if len(m.names("snapshots/vm")) > 0 {
+			must(t, os.Remove(m.at(path)))
+		}
+		h.within(t).is(clean)
 	}
-	if there {
-		must(t, os.Remove(m.at("snapshots/vm/s")))
-		h.is(clean)
+	for _, step := range making {
+		r.killedAt("making "+step, step, nothing, func(m *mount) { _ = os.Mkdir(m.at(path), 0o755) })
 	}
-	h.endsWell(m, clean)
+	m := r.next(t)
+	if complete < 3 {
+		t.Error("no step comes after the snapshot is complete: the last ones are not covered")
+	}
+
+	// At the end a whole snapshot can be made and removed, and nothing of it all is left.
+	mkdir(m)
+	if !m.isThere() {
+		t.Error("the snapshot that was made is not there")
+	}
+	must(t, os.Remove(m.at(path)))
+	m.stop()
+	h.is(clean)
 }
 
 func TestLab_GrowthKilledAtAnyStepIsDoneOrNot(t *testing.T) {
 	h := killHost(t)
 	var size string
 	var before int64
+	grow := func(m *mount) error { return m.set(size, "+4M") }
 	r := relay{t: t, host: h.host, repaired: func(t *testing.T, m *mount) {
 		after := number(t, m.read(size))
 		if after != before && after != before+4*mib {
 			t.Errorf("the size was %d and is %d", before, after)
 		}
-		must(t, m.set(size, "+4M"))
+		must(t, grow(m))
 		if got := number(t, m.read(size)); got != after+4*mib {
 			t.Errorf("the size is %d after another growth of %d", got, after)
 		}
 	}}
-	for _, disk := range []string{"xvda", "xvdb"} {
-		path := "xenstore/vm/disks/" + disk + "/size"
-		steps := points(t, h.host, func(m *mount) { must(t, m.set(path, "+4M")) })
-		if len(steps) < 3 {
-			t.Fatalf("a growth passes only %q", steps)
-		}
-		for _, step := range lastOfEach(steps, false) {
-			r.killedAt(disk+" "+step, step, func(m *mount) {
-				size = path
-				before = number(m.t, m.read(path))
-			}, func(m *mount) { _ = m.set(path, "+4M") })
-		}
-		r.next(t).stop()
-		r.last = ""
+	disks := []string{"xvda", "xvdb"}
+	sizeOf := func(disk string) string { return "xenstore/vm/disks/" + disk + "/size" }
+	var gestures []func(*mount)
+	for _, disk := range disks {
+		gestures = append(gestures, func(m *mount) {
+			size = sizeOf(disk)
+			must(t, grow(m))
+		})
 	}
+	passed := pointsOf(t, h.host, gestures...)
+	for i, disk := range disks {
+		if len(passed[i]) < 3 {
+			t.Fatalf("a growth of %s passes only %q", disk, passed[i])
+		}
+		for _, step := range lastOfEach(passed[i], false) {
+			r.killedAt(disk+" "+step, step, func(m *mount) {
+				size = sizeOf(disk)
+				before = number(m.t, m.read(size))
+			}, func(m *mount) { _ = grow(m) })
+		}
+	}
+	r.next(t).stop()
 }

@@ -16,10 +16,8 @@ import (
 
 func TestLab_SnapshotsOfTheAdminsAreListedAndLeftAlone(t *testing.T) {
 	h := kindHost(t)
+	h.domains(32, 1)
 	for _, kind := range diskKinds {
-		dev := kind.make(h, kind.name, 32)
-		h.ext4(dev, kind.name, 1)
-		h.config(kind.name, "phy:"+dev+",xvda,w")
 		args := []string{"lvcreate", "-q", "-y", "-s", "-n", "byhand-" + kind.name}
 		if kind.name == "thick" {
 			args = append(args, "-L", "16m")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,10 +72,11 @@ func TestLab_TheReadmesQuickStartWorksLineByLine(t *testing.T) {
 			t.Errorf("the archive lacks %s:\n%s", want, archive)
 		}
 	}
-	if got := labneed.Run(t, "blockdev", "--getsize64", "/dev/vg0/web01"); got != "1207959552" {
+	const beforeBytes, afterBytes = guestDiskMiB * mib, guestDiskMiB*mib + 1<<30
+	if got := labneed.Run(t, "blockdev", "--getsize64", "/dev/vg0/web01"); got != fmt.Sprint(afterBytes) {
 		t.Errorf("the disk has %s bytes", got)
 	}
-	if after := strings.ReplaceAll(h.machine(), "2359296", "262144"); after != before {
+	if after := strings.ReplaceAll(h.machine(), fmt.Sprint(" ", afterBytes/512, " "), fmt.Sprint(" ", beforeBytes/512, " ")); after != before {
 		t.Errorf("the machine was\n%s\nand is\n%s", before, after)
 	}
 }

@@ -1,6 +1,7 @@
 package labneed
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -12,9 +13,13 @@ import (
 // settleLimit is how long what ends by itself may take.
 const settleLimit = 5 * time.Second
 
+// atTheEnd is what there was on the machine as the last whole test ended; nil before.
+var atTheEnd *leftover.Machine
+
 // Leftovers fails the test if, when it has ended, there is more on the machine than now:
 // volumes, devices of device-mapper, loop devices, mounts, processes that it started. Call it
-// before anything is made: cleanups run in reverse.
+// before anything is made: cleanups run in reverse. Between two tests nothing is made: what there is before
+// a test is what there was at the end of the one before.
 func Leftovers(t testing.TB) {
 	t.Helper()
 	// What a process of the test leaves running becomes our child.
@@ -22,10 +27,26 @@ func Leftovers(t testing.TB) {
 		t.Fatal(err)
 	}
 	scope := leftover.Scope{Volumes: true}
-	before := scope.Read()
+	whole := !strings.Contains(t.Name(), "/") // within a test there may be what it has made
+	var before leftover.Machine
+	if whole && atTheEnd != nil {
+		before = *atTheEnd
+	} else {
+		before = scope.Read()
+	}
 	t.Cleanup(func() {
-		for _, left := range scope.Settle(before, settleLimit) {
-			t.Error("left behind: " + left)
+		deadline := time.Now().Add(settleLimit)
+		after := scope.Read()
+		left := before.Left(after)
+		for ; len(left) > 0 && time.Now().Before(deadline); left = before.Left(after) {
+			time.Sleep(100 * time.Millisecond)
+			after = scope.Read()
+		}
+		for _, l := range left {
+			t.Error("left behind: " + l)
+		}
+		if whole {
+			atTheEnd = &after
 		}
 	})
 }

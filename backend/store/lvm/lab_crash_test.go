@@ -119,8 +119,7 @@ func crashVG(t *testing.T, vgName string) {
 	t.Helper()
 	labVG(t, vgName, 1, 512*mib)
 	lvmTool(t, "lvcreate -qq -y -n thick -L 8M "+vgName)
-	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M "+vgName)
-	lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n thin "+vgName)
+	lvmTool(t, "lvcreate -qq -y --type thin -L 32M --thinpool pool -V 8M -n thin "+vgName)
 }
 
 func TestLabChanges_SurviveACrashAtEveryStep(t *testing.T) {

@@ -27,13 +27,19 @@ func makeAndRemove(pool string) error {
 	return s.Delete(bg, n.Volume())
 }
 
-// createVG makes a VG whose free extents hold what another guest had there, with a thin pool.
+// createVG makes a VG with a thin pool.
 func createVG(t *testing.T, vgName string) {
 	t.Helper()
 	labVG(t, vgName, 1, 256*mib)
 	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M "+vgName)
-	lvmTool(t, "lvcreate -qq -y -n secret -L 96M "+vgName)
-	writeDevice(t, "/dev/"+vgName+"/secret", bytes.Repeat([]byte("secret.."), 12<<20), 0)
+}
+
+// usedVG is createVG of a VG whose free extents hold what another guest had there.
+func usedVG(t *testing.T, vgName string) {
+	t.Helper()
+	createVG(t, vgName)
+	lvmTool(t, "lvcreate -qq -y -n secret -L 64M "+vgName)
+	writeDevice(t, "/dev/"+vgName+"/secret", bytes.Repeat([]byte("secret.."), 8<<20), 0)
 	lvmTool(t, "lvremove -qq -f -y "+vgName+"/secret")
 }
 
@@ -45,63 +51,75 @@ func lvTags(t *testing.T, id string) string {
 func TestLabCreate_MakesVolumesThatReadAsZeroes(t *testing.T) {
 	labneed.LVM(t)
 	labneed.Leftovers(t)
-	createVG(t, "made")
-	s := New(Options{VGs: []string{"made"}})
-	other := New(Options{VGs: []string{"made"}})
-	for _, pool := range []string{"made", "made:pool"} {
-		n, err := s.Create(bg, backend.VolumeRequest{Pool: pool, Name: "web01-xvdb", SizeBytes: 61*mib + 1})
-		if err != nil {
-			t.Fatalf("%s: %v", pool, err)
+	usedVG(t, "made-thick")
+	createVG(t, "made-thin")
+	// LVM hopes for 5 s that who has a volume open closes it, and its VG is locked meanwhile: the two kinds wait side by side.
+	t.Run("kinds", func(t *testing.T) {
+		for _, pool := range []string{"made-thick", "made-thin:pool"} {
+			t.Run(pool, func(t *testing.T) {
+				t.Parallel()
+				madeIn(t, pool)
+			})
 		}
-		v := n.Volume()
-		if pool == "made" && !bytes.Contains(readDevice(t, n.Source(), mib, mib), []byte("secret")) {
-			t.Log("the extents are others than those with the secret")
-		}
-		if err := other.Repair(bg); err != nil || labVolume(t, s, v.ID).Err != nil {
-			t.Fatalf("%s: another daemon's Repair: %v, %v", pool, err, labVolume(t, s, v.ID).Err)
-		}
-		if err := n.Clear(bg, nil); err != nil {
-			t.Fatalf("%s: %v", pool, err)
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-		if got := labVolume(t, s, v.ID); !got.Unfinished || got.SizeBytes != 64*mib || got.Pool != pool || got.SizeBytes != v.SizeBytes || got.Driver != v.Driver {
-			t.Errorf("%s: the volume is %+v, and was said to be %+v", pool, got, v)
-		}
-		if b := readDevice(t, n.Source(), 64*mib, 0); len(bytes.TrimRight(b, "\x00")) != 0 {
-			t.Errorf("%s: it does not read as zeroes", pool)
-		}
-		if err := s.Keep(bg, v); err != nil || labVolume(t, s, v.ID).Unfinished || lvTags(t, v.ID) != "" {
-			t.Errorf("%s: kept: %v, with the tags %q", pool, err, lvTags(t, v.ID))
-		}
-		if err := s.Keep(bg, v); err != nil {
-			t.Errorf("%s: kept again: %v", pool, err)
-		}
-		if err := other.Repair(bg); err != nil || labVolume(t, s, v.ID).Err != nil {
-			t.Errorf("%s: Repair took what was kept: %v", pool, err)
-		}
-		f, err := os.Open(n.Source())
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = s.Delete(bg, v)
-		f.Close()
-		isRefusal(t, "open", err, backend.ErrBusy, v.ID)
-		sn := labSnapshot(t, s, v.ID, labSet, "xvdb")
-		isRefusal(t, "with a snapshot", s.Delete(bg, v), backend.ErrBusy, sn.Volume.ID)
-		if err := s.Remove(bg, sn); err != nil {
-			t.Error(err)
-		}
-		if err := s.Delete(bg, v); err != nil {
-			t.Error(err)
-		}
-		if err := s.Delete(bg, v); err != nil {
-			t.Errorf("%s: removed again: %v", pool, err)
-		}
-		if _, err := labneed.Try("lvs", v.ID); err == nil {
-			t.Errorf("%s is there still", v.ID)
-		}
+	})
+}
+
+func madeIn(t *testing.T, pool string) {
+	vgName, _, isThin := strings.Cut(pool, ":")
+	s := New(Options{VGs: []string{vgName}})
+	other := New(Options{VGs: []string{vgName}})
+	n, err := s.Create(bg, backend.VolumeRequest{Pool: pool, Name: "web01-xvdb", SizeBytes: 61*mib + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := n.Volume()
+	if !isThin && !bytes.Contains(readDevice(t, n.Source(), mib, mib), []byte("secret")) {
+		t.Log("the extents are others than those with the secret")
+	}
+	if err := other.Repair(bg); err != nil || labVolume(t, s, v.ID).Err != nil {
+		t.Fatalf("%s: another daemon's Repair: %v, %v", pool, err, labVolume(t, s, v.ID).Err)
+	}
+	if err := n.Clear(bg, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := labVolume(t, s, v.ID); !got.Unfinished || got.SizeBytes != 64*mib || got.Pool != pool || got.SizeBytes != v.SizeBytes || got.Driver != v.Driver {
+		t.Errorf("%s: the volume is %+v, and was said to be %+v", pool, got, v)
+	}
+	if b := readDevice(t, n.Source(), 64*mib, 0); len(bytes.TrimRight(b, "\x00")) != 0 {
+		t.Errorf("%s: it does not read as zeroes", pool)
+	}
+	if err := s.Keep(bg, v); err != nil || labVolume(t, s, v.ID).Unfinished || lvTags(t, v.ID) != "" {
+		t.Errorf("%s: kept: %v, with the tags %q", pool, err, lvTags(t, v.ID))
+	}
+	if err := s.Keep(bg, v); err != nil {
+		t.Errorf("%s: kept again: %v", pool, err)
+	}
+	if err := other.Repair(bg); err != nil || labVolume(t, s, v.ID).Err != nil {
+		t.Errorf("%s: Repair took what was kept: %v", pool, err)
+	}
+	f, err := os.Open(n.Source())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Delete(bg, v)
+	f.Close()
+	isRefusal(t, "open", err, backend.ErrBusy, v.ID)
+	sn := labSnapshot(t, s, v.ID, labSet, "xvdb")
+	isRefusal(t, "with a snapshot", s.Delete(bg, v), backend.ErrBusy, sn.Volume.ID)
+	if err := s.Remove(bg, sn); err != nil {
+		t.Error(err)
+	}
+	if err := s.Delete(bg, v); err != nil {
+		t.Error(err)
+	}
+	if err := s.Delete(bg, v); err != nil {
+		t.Errorf("%s: removed again: %v", pool, err)
+	}
+	if _, err := labneed.Try("lvs", v.ID); err == nil {
+		t.Errorf("%s is there still", v.ID)
 	}
 }
 

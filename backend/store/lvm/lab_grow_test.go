@@ -22,8 +22,7 @@ func TestLabResize_RoundsAsLVMDoes(t *testing.T) {
 		"--type raid1 -m1 --nosync -n raid1 -L 8M grow",
 		"--type raid10 -i2 -m1 --nosync -n raid10 -L 8M grow",
 		"--type raid0 -i2 -n raid0 -L 8M grow",
-		"--type thin-pool -n pool -L 32M grow",
-		"-V 8M --thinpool pool -n thin grow",
+		"--type thin -L 32M --thinpool pool -V 8M -n thin grow",
 	} {
 		lvmTool(t, "lvcreate -qq -y "+line)
 	}
@@ -102,8 +101,7 @@ func TestLabResize_OfAVolumeWithSnapshots(t *testing.T) {
 	labneed.Leftovers(t)
 	labVG(t, "kept", 1, 256*mib)
 	lvmTool(t, "lvcreate -qq -y -n a -L 8M kept")
-	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M kept")
-	lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n t kept")
+	lvmTool(t, "lvcreate -qq -y --type thin -L 32M --thinpool pool -V 8M -n t kept")
 	s := New(Options{VGs: []string{"kept"}})
 	ours := labSnapshot(t, s, "kept/a", labSet, "xvda")
 	lvmTool(t, "lvcreate -qq -y -s -n byhand -L 8M kept/a")
@@ -132,8 +130,7 @@ func TestLabExtendReserve_EndsAtWhatASnapshotCanUse(t *testing.T) {
 	labneed.Leftovers(t)
 	labVG(t, "reserve", 1, 512*mib)
 	lvmTool(t, "lvcreate -qq -y -n a -L 24M reserve")
-	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M reserve")
-	lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n t reserve")
+	lvmTool(t, "lvcreate -qq -y --type thin -L 32M --thinpool pool -V 8M -n t reserve")
 	s := New(Options{VGs: []string{"reserve"}, SnapshotSize: "8M"})
 	sn := labSnapshot(t, s, "reserve/a", labSet, "xvda")
 	thin := labSnapshot(t, s, "reserve/t", labSet, "xvdb")

@@ -113,8 +113,7 @@ func TestLabVolumes_AreReadWhateverTheirKind(t *testing.T) {
 	tool(t, "lvcreate -q -y -n mirror --type mirror -m 1 -L 8M labkinds")
 	tool(t, "lvcreate -q -y -n origin -L 8M labkinds")
 	tool(t, "lvcreate -q -s -n snap -L 12M labkinds/origin")
-	tool(t, "lvcreate -q --type thin-pool -n pool -L 64M labkinds")
-	tool(t, "lvcreate -q -T -V 8M -n thin labkinds/pool")
+	tool(t, "lvcreate -q --type thin -L 64M --thinpool pool -V 8M -n thin labkinds")
 	tool(t, "lvcreate -q -y -n other-lv -L 8M lab-two")
 	s := New(Options{})
 	for i, c := range []struct{ id, driver, pool string }{
@@ -218,8 +217,7 @@ func TestLabVolumes_AreFoundByAnyPath(t *testing.T) {
 func TestLabVolumes_SayWhyTheyCannotBeRead(t *testing.T) {
 	labHost(t, "labwhy")
 	tool(t, "lvcreate -q -y -n a -L 4M labwhy")
-	tool(t, "lvcreate -q --type thin-pool -n pool -L 16M labwhy")
-	tool(t, "lvcreate -q -T -V 8M -n t labwhy/pool")
+	tool(t, "lvcreate -q --type thin -L 16M --thinpool pool -V 8M -n t labwhy")
 	tool(t, "lvcreate -q -s -n ts labwhy/t")
 	s := New(Options{})
 	type refusal struct {
@@ -399,8 +397,7 @@ func TestLabVolumes_NameTheHolder(t *testing.T) {
 func TestLabSnapshots_OfOthersAreListed(t *testing.T) {
 	labHost(t, "labforeign")
 	tool(t, "lvcreate -q -y -n a -L 16M labforeign")
-	tool(t, "lvcreate -q --type thin-pool -n pool -L 64M labforeign")
-	tool(t, "lvcreate -q -T -V 16M -n t labforeign/pool")
+	tool(t, "lvcreate -q --type thin -L 64M --thinpool pool -V 16M -n t labforeign")
 	want := noiseBytes(1<<20, 1)
 	loop.Write(t, "/dev/labforeign/a", want, 0)
 	loop.Write(t, "/dev/labforeign/t", want, 0)

@@ -39,8 +39,7 @@ func TestLabPrepare_RefusesBeforeAnythingIsTouched(t *testing.T) {
 		"-n two -L 40M refuse",
 		"-n off -L 8M refuse",
 		"--type mirror -m1 --nosync -n mirror -L 8M refuse",
-		"--type thin-pool -n pool -L 32M refuse",
-		"-V 16M --thinpool pool -n thin refuse",
+		"--type thin -L 32M --thinpool pool -V 16M -n thin refuse",
 		"-s -n byhand -L 8M refuse/one",
 	} {
 		lvmTool(t, "lvcreate -qq -y "+line)
@@ -159,29 +158,34 @@ func TestLabPrepare_RefusesInAVGWithAMissingPV(t *testing.T) {
 func TestLabRemove_NamesWhoHasItOpen(t *testing.T) {
 	labneed.LVM(t)
 	labneed.Leftovers(t)
-	labVG(t, "open", 1, 256*mib)
-	lvmTool(t, "lvcreate -qq -y -n a -L 8M open")
-	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M open")
-	lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n t open")
-	s := New(Options{VGs: []string{"open"}})
-	for _, id := range []string{"open/a", "open/t"} {
-		sn := labSnapshot(t, s, id, labSet, "xvda")
-		p := startHolder(t, "/dev/"+sn.Volume.ID)
-		isRefusal(t, id, s.Remove(bg, sn), backend.ErrBusy, sn.Volume.ID, p.name)
-		if got := labListed(t, s, sn.Volume.ID); got == nil || got.State != backend.SnapshotActive {
-			t.Errorf("%s: listed as %+v", id, got)
+	labVG(t, "open-thick", 1, 256*mib)
+	lvmTool(t, "lvcreate -qq -y -n disk -L 8M open-thick")
+	labVG(t, "open-thin", 1, 256*mib)
+	lvmTool(t, "lvcreate -qq -y --type thin -L 32M --thinpool pool -V 8M -n disk open-thin")
+	// LVM hopes for 5 s that who has a volume open closes it, and its VG is locked meanwhile: the two kinds wait side by side.
+	t.Run("kinds", func(t *testing.T) {
+		for _, vgName := range []string{"open-thick", "open-thin"} {
+			t.Run(vgName, func(t *testing.T) {
+				t.Parallel()
+				s := New(Options{VGs: []string{vgName}})
+				sn := labSnapshot(t, s, vgName+"/disk", labSet, "xvda")
+				p := startHolder(t, "/dev/"+sn.Volume.ID)
+				isRefusal(t, "a process", s.Remove(bg, sn), backend.ErrBusy, sn.Volume.ID, p.name)
+				if got := labListed(t, s, sn.Volume.ID); got == nil || got.State != backend.SnapshotActive {
+					t.Errorf("listed as %+v", got)
+				}
+				p.stop()
+				above := labneed.Run(t, "losetup", "--find", "--show", "--read-only", sn.Path)
+				err := s.Remove(bg, sn)
+				labneed.Run(t, "losetup", "--detach", above)
+				isRefusal(t, "a device above it", err, backend.ErrBusy, sn.Volume.ID)
+				labneed.Settle(t)
+				if err := s.Remove(bg, sn); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		p.stop()
-		// A device above it.
-		above := labneed.Run(t, "losetup", "--find", "--show", "--read-only", sn.Path)
-		err := s.Remove(bg, sn)
-		labneed.Run(t, "losetup", "--detach", above)
-		isRefusal(t, id, err, backend.ErrBusy, sn.Volume.ID)
-		labneed.Settle(t)
-		if err := s.Remove(bg, sn); err != nil {
-			t.Errorf("%s: %v", id, err)
-		}
-	}
+	})
 }
 
 func TestLabForeignSnapshots_AreLeftAlone(t *testing.T) {
@@ -189,8 +193,7 @@ func TestLabForeignSnapshots_AreLeftAlone(t *testing.T) {
 	labneed.Leftovers(t)
 	labVG(t, "foreign", 1, 256*mib)
 	lvmTool(t, "lvcreate -qq -y -n a -L 8M foreign")
-	lvmTool(t, "lvcreate -qq -y --type thin-pool -n pool -L 32M foreign")
-	lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n t foreign")
+	lvmTool(t, "lvcreate -qq -y --type thin -L 32M --thinpool pool -V 8M -n t foreign")
 	lvmTool(t, "lvcreate -qq -y -s -n domfs-a-0123456789ab -L 8M foreign/a") // a name like ours
 	lvmTool(t, "lvcreate -qq -y -s -n byhand foreign/t")                     // skipped at activation
 	lvmTool(t, "lvcreate -qq -y -n domfs-b-0123456789ab -L 8M --addtag owner=x foreign")
