@@ -115,19 +115,28 @@ func TestLab_OverflowDuringATarEndsItLoudly(t *testing.T) {
 	m.stop()
 }
 
-func TestLab_TheGuardExtendsASnapshotThatFillsUp(t *testing.T) {
+// The guard extends the reserve of a thick snapshot that fills up, twice, in its own time. Meanwhile the pools of other domains are filled: what has no
+// room in them is refused before anything is touched.
+func TestLab_SpaceThatRunsOutIsExtendedOrRefused(t *testing.T) {
 	h := newLVMHost(t)
-	h.vg("vg", 1, 512)
+	h.vg("vg", 1, 512, "--physicalextentsize", "1m") // so that a pool can have as little metadata as LVM takes
 	dev := h.thick("vg", "a", 96)
 	h.ext4(dev, "a", 1)
 	h.config("vm", "phy:"+dev+",xvda,w")
+	for _, full := range []string{"data", "metadata"} {
+		thin := h.thinPool("vg", full, 64, 2, "of-"+full, 128)
+		h.ext4(thin, full, 1)
+		h.config(full, "phy:"+thin+",xvda,w")
+	}
 	m := h.mount("--snapshot-size=8M", "--autoextend=50:50")
 	m.snapshot("vm", "s")
 	disk := "snapshots/vm/s/disks/xvda/"
 	before := number(t, m.read(disk+"reserve"))
 	must(t, overwrite(t, dev, 16, 5))
+	t.Run("a pool without room for data", func(t *testing.T) { h.within(t).refusedIn("data", m, (*lvmHost).fillData) })
 	eventually(t, endLimit, "the reserve is extended", func() bool { return number(t, m.read(disk+"reserve")) > before })
 	must(t, overwrite(t, dev, 40, 3))
+	t.Run("a pool without room for metadata", func(t *testing.T) { h.within(t).refusedIn("metadata", m, (*lvmHost).fillMetadata) })
 	eventually(t, endLimit, "the reserve is extended again", func() bool { return number(t, m.read(disk+"reserve")) >= before*2 })
 	if got := m.read("snapshots/vm/s/state"); got != "active" {
 		t.Errorf("the snapshot is %s", got)
@@ -139,40 +148,28 @@ func TestLab_TheGuardExtendsASnapshotThatFillsUp(t *testing.T) {
 	m.stop()
 }
 
-func TestLab_AThinPoolWithoutRoomRefusesBeforeTouchingAnything(t *testing.T) {
-	for _, c := range []struct {
-		full string
-		fill func(h *lvmHost, pool string)
-	}{{"data", (*lvmHost).fillData}, {"metadata", (*lvmHost).fillMetadata}} {
-		t.Run(c.full, func(t *testing.T) {
-			h := newLVMHost(t)
-			h.vg("vg", 1, 512, "--physicalextentsize", "1m") // so that a pool can have as little metadata as LVM takes
-			a := h.thinPool("vg", "pool", 64, 2, "a", 128)
-			h.ext4(a, "a", 1)
-			h.config("vm", "phy:"+a+",xvda,w")
-			m := h.mount()
-			m.snapshot("vm", "before")
-			c.fill(h, "pool")
-			lvs := h.lvs()
-			err := os.Mkdir(m.at("snapshots/vm/s"), 0o755)
-			// A warning of the guard's may have come after it.
-			if said := m.read("xenstore/vm/last_error"); !errors.Is(err, unix.ENOSPC) || !strings.Contains(said, "the "+c.full+" of thin pool vg/pool is") {
-				t.Errorf("a snapshot in a pool without room for %s: %v: %s", c.full, err, said)
-			}
-			if now := h.lvs(); now != lvs {
-				t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
-			}
-			if free := number(t, m.read("stores/vg:pool/metadata_free")); c.full == "metadata" && free > 2*mib/10 {
-				t.Errorf("metadata_free is %d", free)
-			}
-			// What was made before is whole.
-			if got := m.read("snapshots/vm/before/disks/xvda/files/etc/hostname"); got != "a" {
-				t.Errorf("hostname is %q", got)
-			}
-			must(t, os.Remove(m.at("snapshots/vm/before")))
-			m.stop()
-		})
+// refusedIn fills the pool of the domain of its name with what that is named after, and makes snapshots of it before and then.
+func (h *lvmHost) refusedIn(full string, m *mount, fill func(h *lvmHost, pool string)) {
+	t := h.t
+	m.snapshot(full, "before")
+	fill(h, full)
+	lvs := h.lvs()
+	err := os.Mkdir(m.at("snapshots", full, "s"), 0o755)
+	// A warning of the guard's may have come after it.
+	if said := m.read("xenstore/" + full + "/last_error"); !errors.Is(err, unix.ENOSPC) || !strings.Contains(said, "the "+full+" of thin pool vg/"+full+" is") {
+		t.Errorf("a snapshot in a pool without room for %s: %v: %s", full, err, said)
 	}
+	if now := h.lvs(); now != lvs {
+		t.Errorf("the LVs were\n%s\nand are\n%s", lvs, now)
+	}
+	if free := number(t, m.read("stores/vg:"+full+"/metadata_free")); full == "metadata" && free > 2*mib/10 {
+		t.Errorf("metadata_free is %d", free)
+	}
+	// What was made before is whole.
+	if got := m.read("snapshots/" + full + "/before/disks/xvda/files/etc/hostname"); got != full {
+		t.Errorf("hostname is %q", got)
+	}
+	must(t, os.Remove(m.at("snapshots", full, "before")))
 }
 
 // percent is how much of a pool's metadata and of its data is in use.

@@ -2,8 +2,8 @@ package labneed
 
 import "testing"
 
-// VG makes a volume group of devices that are not PVs yet; it goes, with all its volumes,
-// when the test ends.
+// VG makes a volume group of devices that are not PVs yet, before which there may be options of vgcreate; it goes, with
+// all its volumes, when the test ends.
 func VG(t testing.TB, name string, devices ...string) {
 	t.Helper()
 	Run(t, append([]string{"vgcreate", "--quiet", "--yes", name}, devices...)...)

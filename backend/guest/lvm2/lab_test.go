@@ -75,14 +75,14 @@ func TestLab_Thin(t *testing.T) {
 func TestLab_Snapshots(t *testing.T) {
 	labCase{disks: 2, steps: []string{
 		"lvcreate -n a -L 8M VG", "write a", "lvcreate -s -n s -L 9M VG/a", "scatter a", "lvcreate -s -n s2 -L 6M -c 32k VG/a", "scatter a", "scatter s",
-		"lvcreate --type thin-pool -n pool -L 12M VG", "lvcreate -T -n t -V 8M VG/pool", "write t 6", "lvcreate -s -n ts -L 9M VG/t", "scatter t",
+		"lvcreate --type thin -L 12M --thinpool pool -n t -V 8M VG", "write t 6", "lvcreate -s -n ts -L 9M VG/t", "scatter t",
 	}}.run(t)
 }
 
 func TestLab_MergesThatWaitForTheNextActivation(t *testing.T) {
 	labCase{disks: 2, before: true, steps: []string{
 		"lvcreate -n a -L 8M VG", "write a", "lvcreate -s -n s -L 9M VG/a", "scatter a",
-		"lvcreate --type thin-pool -n pool -L 16M VG", "lvcreate -T -n t -V 8M VG/pool", "write t 6", "lvcreate -s -kn -n ts VG/t", "scatter t",
+		"lvcreate --type thin -L 16M --thinpool pool -n t -V 8M VG", "write t 6", "lvcreate -s -kn -n ts VG/t", "scatter t",
 		"hold a", "hold t", "lvconvert --merge VG/s", "lvconvert --merge VG/ts",
 	}}.run(t)
 }
@@ -117,8 +117,7 @@ func (c labCase) make(t *testing.T) (files []string, want map[string]uint64) {
 		files = append(files, f)
 		loops = append(loops, labneed.Attach(t, f))
 	}
-	labneed.VG(t, labVG, loops...)
-	labneed.Run(t, "vgchange", "-s", "512k", labVG)
+	labneed.VG(t, labVG, append([]string{"--physicalextentsize", "512k"}, loops...)...)
 	var held []*os.File
 	for _, step := range c.steps {
 		t.Log(step)

@@ -125,8 +125,7 @@ func labThin(t *testing.T, chunk int64) {
 	run := func(argv ...string) { t.Helper(); labneed.Run(t, argv...) }
 	vol := func(name string) string { return "/dev/labthinread/" + name }
 	const size = 32 * mebi
-	run("lvcreate", "--quiet", "--type", "thin-pool", "--chunksize", fmt.Sprint(chunk, "b"), "--name", "pool", "--size", "256M", "labthinread")
-	run("lvcreate", "--quiet", "--thin", "--name", "a", "--virtualsize", "32M", "labthinread/pool")
+	run("lvcreate", "--quiet", "--type", "thin", "--chunksize", fmt.Sprint(chunk, "b"), "--thinpool", "pool", "--size", "256M", "--name", "a", "--virtualsize", "32M", "labthinread")
 	scribble(t, vol("a"), r, 600, 64*kibi)
 	snapshot := func(of, name string) {
 		t.Helper()
