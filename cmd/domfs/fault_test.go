@@ -91,8 +91,9 @@ type relay struct {
 	t    *testing.T
 	host *host
 	last string // where the one before was killed; "" if none was
-	// repaired checks what a program made, as it started, of what the one before left.
+	// repaired checks what a program made, as it started, of what one left that was killed while this was its value.
 	repaired func(t *testing.T, m *mount)
+	check    func(t *testing.T, m *mount) // repaired, as the one before was killed
 }
 
 // killedAt runs a test in which a program repairs what the one before left, and is killed at a point in the gesture. What prepare does is not counted.
@@ -101,7 +102,7 @@ func (r *relay) killedAt(name, point string, prepare, gesture func(m *mount)) {
 		m := r.next(t)
 		prepare(m)
 		m.killedAt(point, gesture)
-		r.last = point
+		r.last, r.check = point, r.repaired
 	})
 }
 
@@ -117,7 +118,10 @@ func (r *relay) next(t *testing.T) *mount {
 	})
 	if r.last != "" {
 		t.Logf("the program before was killed at %s", r.last)
-		r.repaired(t, m)
+		if r.check == nil {
+			r.check = r.repaired
+		}
+		r.check(t, m)
 	}
 	return m
 }
