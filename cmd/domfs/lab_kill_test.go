@@ -96,6 +96,45 @@ func (m *mount) isThere() bool {
 
 func nothing(*mount) {}
 
+func TestLab_GrowthKilledAtAnyStepIsDoneOrNot(t *testing.T) {
+	h := killHost(t)
+	var size string
+	var before int64
+	grow := func(m *mount) error { return m.set(size, "+4M") }
+	r := relay{t: t, host: h.host, repaired: func(t *testing.T, m *mount) {
+		after := number(t, m.read(size))
+		if after != before && after != before+4*mib {
+			t.Errorf("the size was %d and is %d", before, after)
+		}
+		must(t, grow(m))
+		if got := number(t, m.read(size)); got != after+4*mib {
+			t.Errorf("the size is %d after another growth of %d", got, after)
+		}
+	}}
+	disks := []string{"xvda", "xvdb"}
+	sizeOf := func(disk string) string { return "xenstore/vm/disks/" + disk + "/size" }
+	var gestures []func(*mount)
+	for _, disk := range disks {
+		gestures = append(gestures, func(m *mount) {
+			size = sizeOf(disk)
+			must(t, grow(m))
+		})
+	}
+	passed := pointsOf(t, h.host, gestures...)
+	for i, disk := range disks {
+		if len(passed[i]) < 3 {
+			t.Fatalf("a growth of %s passes only %q", disk, passed[i])
+		}
+		for _, step := range lastOfEach(passed[i], false) {
+			r.killedAt(disk+" "+step, step, func(m *mount) {
+				size = sizeOf(disk)
+				before = number(m.t, m.read(size))
+			}, func(m *mount) { _ = grow(m) })
+		}
+	}
+	r.next(t).stop()
+}
+
 // One program after the other is killed, at each step of a snapshot's mapping, at each of the program's own end, of the snapshot's removal
 // and of its making.
 func TestLab_SnapshotAndItsRemovalKilledAtAnyStepAreAllOrNothing(t *testing.T) {
@@ -192,43 +231,4 @@ func TestLab_SnapshotAndItsRemovalKilledAtAnyStepAreAllOrNothing(t *testing.T) {
 	must(t, os.Remove(m.at(path)))
 	m.stop()
 	h.is(clean)
-}
-
-func TestLab_GrowthKilledAtAnyStepIsDoneOrNot(t *testing.T) {
-	h := killHost(t)
-	var size string
-	var before int64
-	grow := func(m *mount) error { return m.set(size, "+4M") }
-	r := relay{t: t, host: h.host, repaired: func(t *testing.T, m *mount) {
-		after := number(t, m.read(size))
-		if after != before && after != before+4*mib {
-			t.Errorf("the size was %d and is %d", before, after)
-		}
-		must(t, grow(m))
-		if got := number(t, m.read(size)); got != after+4*mib {
-			t.Errorf("the size is %d after another growth of %d", got, after)
-		}
-	}}
-	disks := []string{"xvda", "xvdb"}
-	sizeOf := func(disk string) string { return "xenstore/vm/disks/" + disk + "/size" }
-	var gestures []func(*mount)
-	for _, disk := range disks {
-		gestures = append(gestures, func(m *mount) {
-			size = sizeOf(disk)
-			must(t, grow(m))
-		})
-	}
-	passed := pointsOf(t, h.host, gestures...)
-	for i, disk := range disks {
-		if len(passed[i]) < 3 {
-			t.Fatalf("a growth of %s passes only %q", disk, passed[i])
-		}
-		for _, step := range lastOfEach(passed[i], false) {
-			r.killedAt(disk+" "+step, step, func(m *mount) {
-				size = sizeOf(disk)
-				before = number(m.t, m.read(size))
-			}, func(m *mount) { _ = grow(m) })
-		}
-	}
-	r.next(t).stop()
 }

@@ -175,55 +175,7 @@ func deviceBytes(t testing.TB, path string) int64 {
 	return n
 }
 
-func TestLabStore_KeepsTheContract(t *testing.T) {
-	labneed.LVM(t)
-	for name, thin := range map[string]bool{"thick": false, "thin": true} {
-		t.Run(name, func(t *testing.T) {
-			labneed.Leftovers(t)
-			vgName := "contract-" + name
-			labVG(t, vgName, 2, 256*mib)
-			id := vgName + "/disk"
-			const size = 8 << 20
-			if thin {
-				lvmTool(t, "lvcreate -qq -y --type thin -L 200M --thinpool pool -V 8M -n disk "+vgName)
-			}
-			// Most tests leave the volume as it was: it is made anew after those that do not, and snapshots go.
-			fresh := func(t *testing.T) {
-				labneed.Settle(t)
-				nodes, _ := filepath.Glob("/dev/" + vgName + "/d*") // of the volume and its snapshots
-				asItWas := slices.Contains(nodes, "/dev/"+id) && deviceBytes(t, "/dev/"+id) == size
-				switch {
-				case asItWas && len(nodes) == 1:
-					return
-				case asItWas:
-					lvmTool(t, "lvremove -qq -f -y --select lv_name=~^domfs- "+vgName)
-					return
-				case len(nodes) > 0:
-					lvmTool(t, "lvremove -qq -f -y --select lv_name!=pool "+vgName)
-				}
-				if thin {
-					lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n disk "+vgName)
-				} else {
-					lvmTool(t, "lvcreate -qq -y -L 8M -n disk "+vgName)
-				}
-			}
-			backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
-				fresh(t)
-				return backendtest.StoreFixture{
-					New:       func(*testing.T) backend.Store { return New(Options{VGs: []string{vgName}}) },
-					Disk:      labDisk(id, "xvda"),
-					SizeBytes: size,
-
-					Overcommits: thin,
-
-					Missing: labDisk(vgName+"/nothing", "xvdb"),
-					Foreign: []backend.Disk{{VDev: "xvdc", Format: "raw", Source: "/var/lib/image.img"}, {VDev: "xvdd", Format: "raw", Source: "nbd://host/x"}},
-					Write:   func(t *testing.T, p []byte, off int64) { writeDevice(t, "/dev/"+id, p, off) },
-				}
-			})
-		})
-	}
-}
+func TestLabStore_KeepsTheContractOnThickVolumes(t *testing.T) { keepsTheContract(t, false) }
 
 func TestLabCOWBytes_AreLVMsOwn(t *testing.T) {
 	labneed.LVM(t)
@@ -260,6 +212,54 @@ func TestLabCOWBytes_AreLVMsOwn(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestLabStore_KeepsTheContractOnThinVolumes(t *testing.T) { keepsTheContract(t, true) }
+
+func keepsTheContract(t *testing.T, thin bool) {
+	labneed.LVM(t)
+	labneed.Leftovers(t)
+	const vgName = "contract"
+	labVG(t, vgName, 2, 256*mib)
+	id := vgName + "/disk"
+	const size = 8 << 20
+	if thin {
+		lvmTool(t, "lvcreate -qq -y --type thin -L 200M --thinpool pool -V 8M -n disk "+vgName)
+	}
+	// Most tests leave the volume as it was: it is made anew after those that do not, and snapshots go.
+	fresh := func(t *testing.T) {
+		labneed.Settle(t)
+		nodes, _ := filepath.Glob("/dev/" + vgName + "/d*") // of the volume and its snapshots
+		asItWas := slices.Contains(nodes, "/dev/"+id) && deviceBytes(t, "/dev/"+id) == size
+		switch {
+		case asItWas && len(nodes) == 1:
+			return
+		case asItWas:
+			lvmTool(t, "lvremove -qq -f -y --select lv_name=~^domfs- "+vgName)
+			return
+		case len(nodes) > 0:
+			lvmTool(t, "lvremove -qq -f -y --select lv_name!=pool "+vgName)
+		}
+		if thin {
+			lvmTool(t, "lvcreate -qq -y -V 8M --thinpool pool -n disk "+vgName)
+		} else {
+			lvmTool(t, "lvcreate -qq -y -L 8M -n disk "+vgName)
+		}
+	}
+	backendtest.Store(t, func(t *testing.T) backendtest.StoreFixture {
+		fresh(t)
+		return backendtest.StoreFixture{
+			New:       func(*testing.T) backend.Store { return New(Options{VGs: []string{vgName}}) },
+			Disk:      labDisk(id, "xvda"),
+			SizeBytes: size,
+
+			Overcommits: thin,
+
+			Missing: labDisk(vgName+"/nothing", "xvdb"),
+			Foreign: []backend.Disk{{VDev: "xvdc", Format: "raw", Source: "/var/lib/image.img"}, {VDev: "xvdd", Format: "raw", Source: "nbd://host/x"}},
+			Write:   func(t *testing.T, p []byte, off int64) { writeDevice(t, "/dev/"+id, p, off) },
+		}
+	})
 }
 
 func TestLabSnapshot_OfDisksInTwoVGs(t *testing.T) {
