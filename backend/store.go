@@ -119,6 +119,15 @@ type Snapshot struct {
 	Path string
 }
 
+// Annotation is a new meta for a snapshot.
+type Annotation struct {
+	Snapshot Snapshot // as it was listed, or made
+	Meta     SnapshotMeta
+}
+
+// With is the snapshot with another meta.
+func (s Snapshot) With(m SnapshotMeta) Annotation { return Annotation{Snapshot: s, Meta: m} }
+
 // SnapshotRequest asks for a snapshot of one volume.
 type SnapshotRequest struct {
 	Origin Volume
@@ -142,8 +151,9 @@ type Snapshotter interface {
 	Snapshot(ctx context.Context, req SnapshotRequest, g Guard) (Snapshot, error)
 	// Snapshots lists all snapshot volumes in the store's pools, half-made ones included.
 	Snapshots(ctx context.Context) ([]Snapshot, error)
-	// Annotate replaces the meta of a snapshot, at once and durably.
-	Annotate(ctx context.Context, s Snapshot, m SnapshotMeta) error
+	// Annotate replaces the metas of snapshots, each at once and durably; those of one set together, where that is cheaper.
+	// On error some may be replaced.
+	Annotate(ctx context.Context, all ...Annotation) error
 	// Remove removes a snapshot volume. One that is gone already is no error.
 	Remove(ctx context.Context, s Snapshot) error
 	// Repair removes what a crash may have left of any operation and what no snapshot

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"domfs/backend"
@@ -175,30 +177,57 @@ func (h *Host) snapshotterOf(v backend.Volume) (backend.Snapshotter, error) {
 // annotate replaces the meta of all members of a set: all or none. Readers take the first
 // member's word, so it is the first to change.
 func (h *Host) annotate(ctx context.Context, s *Set, edit func(m *backend.SnapshotMeta)) error {
-	for i := range s.Disks {
-		if err := h.annotateOne(ctx, s.Disks[i], edit); err != nil {
-			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.lim.undo)
-			defer cancel()
-			for j := i; j >= 0; j-- {
-				if err := h.annotateOne(undo, s.Disks[j], func(*backend.SnapshotMeta) {}); err != nil {
-					h.log.Warn("a snapshot's record could not be put back", zap.String("snapshot", s.Name), zap.String("volume", s.Disks[j].Volume.ID), zap.Error(err))
-				}
-			}
+	return h.annotateMembers(ctx, s.Name, s.Disks, edit)
+}
+
+func (h *Host) annotateMembers(ctx context.Context, set string, members []backend.Snapshot, edit func(m *backend.SnapshotMeta)) error {
+	var all []backend.Annotation
+	for _, sn := range members {
+		m := sn.SnapshotMeta
+		edit(&m)
+		all = append(all, sn.With(m))
+	}
+	err := h.annotateEach(ctx, all)
+	if err == nil {
+		return nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.lim.undo)
+	defer cancel()
+	for _, sn := range slices.Backward(members) {
+		if err := h.annotateEach(undo, []backend.Annotation{sn.With(sn.SnapshotMeta)}); err != nil && !errors.Is(err, backend.ErrNotExist) {
+			h.log.Warn("a snapshot's record could not be put back", zap.String("snapshot", set), zap.String("volume", sn.Volume.ID), zap.Error(err))
+		}
+	}
+	return err
+}
+
+// annotateEach replaces metas in their order, each store's that follow one another at once.
+func (h *Host) annotateEach(ctx context.Context, all []backend.Annotation) error {
+	for len(all) > 0 {
+		n := slices.IndexFunc(all, func(a backend.Annotation) bool { return a.Snapshot.Volume.Store != all[0].Snapshot.Volume.Store })
+		if n < 0 {
+			n = len(all)
+		}
+		st, err := h.snapshotterOf(all[0].Snapshot.Volume)
+		if err != nil {
 			return err
 		}
+		if err := st.Annotate(ctx, all[:n]...); err != nil {
+			return fmt.Errorf("the record of %s: %w", disksOf(all[:n]), err)
+		}
+		all = all[n:]
 	}
 	return nil
 }
 
-func (h *Host) annotateOne(ctx context.Context, sn backend.Snapshot, edit func(m *backend.SnapshotMeta)) error {
-	st, err := h.snapshotterOf(sn.Volume)
-	if err != nil {
-		return err
+// disksOf names the disks for a message.
+func disksOf(all []backend.Annotation) string {
+	var vdevs []string
+	for _, a := range all {
+		vdevs = append(vdevs, a.Snapshot.Disk.VDev)
 	}
-	m := sn.SnapshotMeta
-	edit(&m)
-	if err := st.Annotate(ctx, sn, m); err != nil {
-		return fmt.Errorf("the record of disk %s: %w", sn.Disk.VDev, err)
+	if len(vdevs) == 1 {
+		return "disk " + vdevs[0]
 	}
-	return nil
+	return "disks " + strings.Join(vdevs, ", ")
 }

@@ -83,15 +83,9 @@ func (h *Host) removeSet(ctx context.Context, c *change, d *SnapshotDir, s *Set)
 // tried.
 func (h *Host) removeMembers(ctx context.Context, s *Set) error {
 	fault.Point("control.remove.mark")
-	for _, k := range s.Disks {
-		if k.State == backend.SnapshotRemoving || s.Foreign {
-			continue
-		}
-		err := h.annotateOne(ctx, k, func(m *backend.SnapshotMeta) { m.State = backend.SnapshotRemoving })
-		if err != nil && !errors.Is(err, backend.ErrNotExist) {
-			// Nothing is lost yet: a set that cannot be marked is not touched.
-			return fmt.Errorf("snapshot %s is left as it is: %w", s.Name, err)
-		}
+	if err := h.markRemoving(ctx, s); err != nil {
+		// Nothing is lost yet: a set that cannot be marked is not touched.
+		return fmt.Errorf("snapshot %s is left as it is: %w", s.Name, err)
 	}
 	var errs []error
 	removed := 0
@@ -118,18 +112,37 @@ func (h *Host) removeMembers(ctx context.Context, s *Set) error {
 	return nil
 }
 
+// markRemoving marks all members that are there and are not marked yet, or, with the reason, none.
+func (h *Host) markRemoving(ctx context.Context, s *Set) error {
+	if s.Foreign {
+		return nil
+	}
+	mark := func(m *backend.SnapshotMeta) { m.State = backend.SnapshotRemoving }
+	members := slices.DeleteFunc(slices.Clone(s.Disks), func(k backend.Snapshot) bool { return k.State == backend.SnapshotRemoving })
+	err := h.annotateMembers(ctx, s.Name, members, mark)
+	if !errors.Is(err, backend.ErrNotExist) {
+		return err
+	}
+	// One has gone meanwhile; the others are marked all the same.
+	for _, k := range members {
+		if err := h.annotateMembers(ctx, s.Name, []backend.Snapshot{k}, mark); err != nil && !errors.Is(err, backend.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // unmark takes back that a set is to be removed, of which nothing was: somebody outside has a disk of it open,
 // and is to go on reading. One that was marked before, as by a removal that was cut off, stays so.
 func (h *Host) unmark(ctx context.Context, s *Set) bool {
 	if s.Foreign || s.has(backend.SnapshotRemoving) || s.has(backend.SnapshotPending) {
 		return s.Foreign
 	}
+	var all []backend.Annotation
 	for _, k := range s.Disks {
-		if err := h.annotateOne(ctx, k, func(*backend.SnapshotMeta) {}); err != nil {
-			return false
-		}
+		all = append(all, k.With(k.SnapshotMeta))
 	}
-	return true
+	return h.annotateEach(ctx, all) == nil
 }
 
 // Rename renames a snapshot set within its domain: ErrExist, it never replaces another.

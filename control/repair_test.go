@@ -69,7 +69,7 @@ func TestStart_MakesTheMembersOfASetAgree(t *testing.T) {
 	m := first.SnapshotMeta
 	m.Name = "new"
 	sn := b.fake.Store.Driver(fake.All).(backend.Snapshotter)
-	b.must(sn.Annotate(t.Context(), first, m))
+	b.must(sn.Annotate(t.Context(), first.With(m)))
 	c := newBench(t, setup{onFake: b.fake})
 	wantEqual(t, "sets", c.sets("web01"), []string{"new"})
 	for _, k := range b.fake.Store.All() {

@@ -87,14 +87,14 @@ type maker struct {
 	domain *Domain
 	name   string
 
-	id      string
-	created time.Time
-	parts   []*storePart
-	reqs    []backend.SnapshotRequest // in the configuration's order
-	made    []member
-	noted   int // how many of made are committed
-	fill    *fill
-	started bool // somebody began to use the disks, so the domain was not off throughout
+	id         string
+	created    time.Time
+	parts      []*storePart
+	reqs       []backend.SnapshotRequest // in the configuration's order
+	made       []member
+	committing bool // some of made may be marked as good
+	fill       *fill
+	started    bool // somebody began to use the disks, so the domain was not off throughout
 }
 
 // storePart is one store's share.
@@ -379,20 +379,23 @@ func (m *maker) commit(ctx context.Context, still stillness) error {
 	}
 	// Readers go by the first member by vdev, and see no set while one is pending.
 	slices.SortStableFunc(m.made, func(a, b member) int { return compare(a.snap.Disk.VDev, b.snap.Disk.VDev) })
-	for i := range m.made {
-		k := &m.made[i]
+	var all []backend.Annotation
+	for _, k := range m.made {
 		meta := k.snap.SnapshotMeta
 		meta.DiskCount = len(m.made)
 		meta.Consistency = m.consistency(still)
 		if meta.State != backend.SnapshotFilling {
 			meta.State = backend.SnapshotActive
 		}
-		fault.Point("control.snapshot.commit")
-		m.noted = i + 1
-		if err := k.part.store.Annotate(ctx, k.snap, meta); err != nil {
-			return fmt.Errorf("disk %s: %w", k.snap.Disk.VDev, err)
-		}
-		k.snap.SnapshotMeta = meta
+		all = append(all, k.snap.With(meta))
+	}
+	fault.Point("control.snapshot.commit")
+	m.committing = true
+	if err := m.h.annotateEach(ctx, all); err != nil {
+		return err
+	}
+	for i := range m.made {
+		m.made[i].snap.SnapshotMeta = all[i].Meta
 	}
 	fault.Point("control.snapshot.committed")
 	return nil
@@ -413,11 +416,15 @@ func (m *maker) undo(ctx context.Context) {
 	defer cancel()
 	// A set that is committed in part would look whole or damaged after a crash here:
 	// marked first, it is known as one to be removed.
-	for _, k := range m.made[:m.noted] {
-		meta := k.snap.SnapshotMeta
-		meta.State = backend.SnapshotRemoving
-		if err := k.part.store.Annotate(ctx, k.snap, meta); err != nil {
-			m.h.log.Warn("a half-made snapshot could not be marked as such", zap.String("snapshot", m.name), zap.String("volume", k.snap.Volume.ID), zap.Error(err))
+	if m.committing {
+		var all []backend.Annotation
+		for _, k := range m.made {
+			meta := k.snap.SnapshotMeta
+			meta.State = backend.SnapshotRemoving
+			all = append(all, k.snap.With(meta))
+		}
+		if err := m.h.annotateEach(ctx, all); err != nil {
+			m.h.log.Warn("a half-made snapshot could not be marked as such", zap.String("snapshot", m.name), zap.Error(err))
 		}
 	}
 	for _, k := range slices.Backward(m.made) {

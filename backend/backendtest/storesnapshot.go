@@ -78,7 +78,7 @@ func (s *storeTest) snapshot(t *testing.T, set string) backend.Snapshot {
 			t.Fatal("a copy is made under a guard that is not exclusive")
 		}
 		meta.State = backend.SnapshotFilling
-		if err := snapshotter.Annotate(s.ctx, snap, meta); err != nil {
+		if err := snapshotter.Annotate(s.ctx, snap.With(meta)); err != nil {
 			t.Fatal(err)
 		}
 		last := int64(-1)
@@ -96,7 +96,7 @@ func (s *storeTest) snapshot(t *testing.T, set string) backend.Snapshot {
 		t.Fatalf("state is %q", snap.State)
 	}
 	meta.State = backend.SnapshotActive
-	if err := snapshotter.Annotate(s.ctx, snap, meta); err != nil {
+	if err := snapshotter.Annotate(s.ctx, snap.With(meta)); err != nil {
 		t.Fatal(err)
 	}
 	snap.SnapshotMeta = meta
@@ -187,7 +187,7 @@ func testAnnotate(t *testing.T, s *storeTest) {
 	meta.Hold = true
 	meta.Expires = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	meta.Consistency = backend.ConsistencyCrash
-	if err := snapshotter.Annotate(s.ctx, snap, meta); err != nil {
+	if err := snapshotter.Annotate(s.ctx, snap.With(meta)); err != nil {
 		t.Fatal(err)
 	}
 	for _, store := range []backend.Store{s.store, s.New(t)} {
@@ -198,7 +198,7 @@ func testAnnotate(t *testing.T, s *storeTest) {
 		}
 	}
 	meta.Expires, meta.Hold = time.Time{}, false
-	if err := snapshotter.Annotate(s.ctx, snap, meta); err != nil {
+	if err := snapshotter.Annotate(s.ctx, snap.With(meta)); err != nil {
 		t.Fatal(err)
 	}
 	if got := listed(t, s.store, snap.Volume.ID); got == nil || !reflect.DeepEqual(got.SnapshotMeta, meta) {
@@ -224,7 +224,7 @@ func testRemove(t *testing.T, s *storeTest) {
 	if _, err := s.store.Open(s.ctx, snap.Volume); !errors.Is(err, backend.ErrNotExist) {
 		t.Errorf("Open = %v, want ErrNotExist", err)
 	}
-	if err := snapshotter.Annotate(s.ctx, snap, snap.SnapshotMeta); !errors.Is(err, backend.ErrNotExist) {
+	if err := snapshotter.Annotate(s.ctx, snap.With(snap.SnapshotMeta)); !errors.Is(err, backend.ErrNotExist) {
 		t.Errorf("Annotate = %v, want ErrNotExist", err)
 	}
 	if got := s.volume(t); got.Err != nil {

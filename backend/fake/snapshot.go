@@ -160,7 +160,16 @@ func (d snapshotter) Snapshots(ctx context.Context) ([]backend.Snapshot, error) 
 	return d.store.All(), nil
 }
 
-func (d snapshotter) Annotate(ctx context.Context, sn backend.Snapshot, m backend.SnapshotMeta) error {
+func (d snapshotter) Annotate(ctx context.Context, all ...backend.Annotation) error {
+	for _, a := range all {
+		if err := d.annotate(ctx, a.Snapshot, a.Meta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d snapshotter) annotate(ctx context.Context, sn backend.Snapshot, m backend.SnapshotMeta) error {
 	s := d.store
 	after, err := s.enter(ctx, "Annotate", sn.Volume.ID)
 	if err != nil {

@@ -38,7 +38,7 @@ func changeHelper(args []string) error {
 	}
 	meta := second.SnapshotMeta
 	meta.Name = "renamed"
-	if err := s.Annotate(bg, second, meta); err != nil {
+	if err := s.Annotate(bg, second.With(meta)); err != nil {
 		return err
 	}
 	if err := s.Remove(bg, first); err != nil {

@@ -92,7 +92,7 @@ func filling(t *testing.T, s *Store, path, set string) (backend.Guard, backend.S
 	}
 	meta := snap.SnapshotMeta
 	meta.State = backend.SnapshotFilling
-	if err := s.Annotate(t.Context(), snap, meta); err != nil {
+	if err := s.Annotate(t.Context(), snap.With(meta)); err != nil {
 		t.Fatal(err)
 	}
 	return g, snap
@@ -156,7 +156,7 @@ func TestFill_EndsWhenAWriterAppears(t *testing.T) {
 				}
 				meta := snap.SnapshotMeta
 				meta.State = backend.SnapshotActive
-				if err := s.Annotate(t.Context(), snap, meta); !errors.Is(err, backend.ErrInvalid) {
+				if err := s.Annotate(t.Context(), snap.With(meta)); !errors.Is(err, backend.ErrInvalid) {
 					t.Errorf("Annotate as active = %v, want ErrInvalid", err)
 				}
 				g.Release()

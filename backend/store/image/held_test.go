@@ -38,7 +38,7 @@ func TestRemove_LeavesASetThatAnotherDaemonMakes(t *testing.T) {
 		return meta
 	}
 	for _, snap := range []backend.Snapshot{done, queued} {
-		if err := other.Annotate(t.Context(), snap, removing(snap)); !errors.Is(err, backend.ErrBusy) {
+		if err := other.Annotate(t.Context(), snap.With(removing(snap))); !errors.Is(err, backend.ErrBusy) {
 			t.Errorf("another daemon's Annotate of %s as removing = %v, want ErrBusy", snap.Volume.ID, err)
 		}
 		if err := other.Remove(t.Context(), snap); !errors.Is(err, backend.ErrBusy) {
@@ -64,12 +64,12 @@ func TestRemove_LeavesASetThatAnotherDaemonMakes(t *testing.T) {
 	}
 	meta := queued.SnapshotMeta
 	meta.State = backend.SnapshotActive
-	if err := s.Annotate(t.Context(), queued, meta); err != nil {
+	if err := s.Annotate(t.Context(), queued.With(meta)); err != nil {
 		t.Error(err)
 	}
 	g.Release()
 	for _, snap := range []backend.Snapshot{done, queued} {
-		if err := other.Annotate(t.Context(), snap, removing(snap)); err != nil {
+		if err := other.Annotate(t.Context(), snap.With(removing(snap))); err != nil {
 			t.Errorf("Annotate once it is made = %v", err)
 		}
 		if err := other.Remove(t.Context(), snap); err != nil {
@@ -92,7 +92,7 @@ func TestRemove_TakesBackWhatTheSameDaemonMakes(t *testing.T) {
 	g, snap := filling(t, s, path, "set1")
 	meta := snap.SnapshotMeta
 	meta.State = backend.SnapshotRemoving
-	if err := s.Annotate(t.Context(), snap, meta); err != nil {
+	if err := s.Annotate(t.Context(), snap.With(meta)); err != nil {
 		t.Error(err)
 	}
 	if err := s.Remove(t.Context(), snap); err != nil {

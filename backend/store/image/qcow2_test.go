@@ -316,7 +316,7 @@ func TestSnapshot_OfQcow2BecomesInvalidWithItsBackingFile(t *testing.T) {
 	invalid("with a base that was written to", "written to")
 	meta := stat().SnapshotMeta
 	meta.Hold = true
-	do(s.Annotate(t.Context(), snap, meta))
+	do(s.Annotate(t.Context(), snap.With(meta)))
 	do(os.Chtimes(base, info.ModTime(), info.ModTime()))
 	valid("put back")
 	if !stat().Hold {
@@ -355,7 +355,7 @@ func qcow2Active(t *testing.T, s *Store, path, set string) backend.Snapshot {
 		t.Fatal(err)
 	}
 	if snap.State == backend.SnapshotFilling {
-		if err := s.Annotate(t.Context(), snap, snap.SnapshotMeta); err != nil {
+		if err := s.Annotate(t.Context(), snap.With(snap.SnapshotMeta)); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Fill(t.Context(), snap, g, nil); err != nil {
@@ -366,7 +366,7 @@ func qcow2Active(t *testing.T, s *Store, path, set string) backend.Snapshot {
 		t.Fatal(err)
 	}
 	snap.State = backend.SnapshotActive
-	if err := s.Annotate(t.Context(), snap, snap.SnapshotMeta); err != nil {
+	if err := s.Annotate(t.Context(), snap.With(snap.SnapshotMeta)); err != nil {
 		t.Fatal(err)
 	}
 	return snap

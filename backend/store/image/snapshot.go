@@ -325,7 +325,16 @@ func memberOf(snap backend.Snapshot) (member, error) {
 
 // Annotate implements backend.Snapshotter. A snapshot whose bytes are not all there cannot
 // become active, and one whose set another daemon is making not removing: ErrBusy.
-func (s *Store) Annotate(ctx context.Context, snap backend.Snapshot, meta backend.SnapshotMeta) error {
+func (s *Store) Annotate(ctx context.Context, all ...backend.Annotation) error {
+	for _, a := range all {
+		if err := s.annotate(a.Snapshot, a.Meta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) annotate(snap backend.Snapshot, meta backend.SnapshotMeta) error {
 	m, err := memberOf(snap)
 	if err != nil {
 		return err

@@ -42,7 +42,7 @@ func active(s *Store, path, set string, meta backend.SnapshotMeta) (backend.Snap
 		return none, err
 	}
 	if snap.State == backend.SnapshotFilling {
-		if err := s.Annotate(bg, snap, snap.SnapshotMeta); err != nil {
+		if err := s.Annotate(bg, snap.With(snap.SnapshotMeta)); err != nil {
 			return none, err
 		}
 		if err := s.Fill(bg, snap, g, nil); err != nil {
@@ -50,7 +50,7 @@ func active(s *Store, path, set string, meta backend.SnapshotMeta) (backend.Snap
 		}
 	}
 	snap.State = backend.SnapshotActive
-	return snap, s.Annotate(bg, snap, snap.SnapshotMeta)
+	return snap, s.Annotate(bg, snap.With(snap.SnapshotMeta))
 }
 
 func mustActive(t *testing.T, s *Store, path, set string) backend.Snapshot {

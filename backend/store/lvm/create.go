@@ -195,11 +195,13 @@ func (v *newVolume) Clear(ctx context.Context, progress func(done, total int64))
 	v.s.changes.Lock()
 	defer v.s.changes.Unlock()
 	to := append(slices.Clone(v.l.tags[:2]), volumeStateTag+volumeCleared)
-	done, err := v.s.retag(ctx, "change the tags of "+v.l.id(), v.l.id(), v.l.tags, to)
+	change := retagging{id: v.l.id(), from: v.l.tags}
+	change.add, change.del = changeOfTags(v.l.tags, to)
+	left, err := v.s.retag(ctx, change)
 	switch {
 	case err != nil:
 		return err
-	case !done:
+	case len(left) > 0:
 		return backend.Because(backend.ErrStale, "clear %s: something else has removed it, or changed its tags", v.l.id())
 	}
 	v.l.tags = to
@@ -272,9 +274,9 @@ func (s *Store) Delete(ctx context.Context, v backend.Volume) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	fault.Point("lvm.delete.begin")
-	var done bool
+	var said string
 	err = retry(ctx, func() (err error) {
-		done, err = s.change(ctx, what, "lvremove", deleteArgs(l)...)
+		said, err = s.change(ctx, what, "lvremove", deleteArgs(l)...)
 		return err
 	})
 	switch {
@@ -289,7 +291,7 @@ func (s *Store) Delete(ctx context.Context, v backend.Volume) error {
 		return err
 	case err != nil:
 		return err
-	case !done:
+	case said == "":
 		return backend.Because(backend.ErrBusy, "%s: LVM left it as it is: something else has changed it: try again", what)
 	}
 	fault.Point("lvm.delete.done")

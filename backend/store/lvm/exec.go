@@ -22,12 +22,12 @@ const (
 	nodePause   = 10 * time.Millisecond
 )
 
-// change runs a tool that changes something for what ("snapshot vg0/web-01"), and tells whether it wrote anything to
-// standard output. Once begun it is not given up: a tool that is killed in its midst leaves devices suspended. One that is
+// change runs a tool that changes something for what ("snapshot vg0/web-01"), and returns what it said: nothing, where
+// it found nothing to change. Once begun it is not given up: a tool that is killed in its midst leaves devices suspended. One that is
 // killed all the same, by its deadline or by others, has them resumed.
-func (s *Store) change(ctx context.Context, what, tool string, args ...string) (said bool, err error) {
+func (s *Store) change(ctx context.Context, what, tool string, args ...string) (said string, err error) {
 	if err := ctx.Err(); err != nil {
-		return false, fmt.Errorf("%s: %w", what, ctxError(ctx))
+		return "", fmt.Errorf("%s: %w", what, ctxError(ctx))
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
@@ -39,9 +39,9 @@ func (s *Store) change(ctx context.Context, what, tool string, args ...string) (
 		}
 	}
 	if err != nil {
-		return false, toolFailed(what, err)
+		return "", toolFailed(what, err)
 	}
-	return len(bytes.TrimSpace(out)) > 0, nil
+	return string(bytes.TrimSpace(out)), nil
 }
 
 // ctxError is the error of a context that ended.

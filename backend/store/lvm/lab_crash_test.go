@@ -107,7 +107,7 @@ func everySnapshotChange(s *Store, req backend.SnapshotRequest) error {
 	}
 	m := sn.SnapshotMeta
 	m.State = backend.SnapshotRemoving
-	if err := s.Annotate(bg, sn, m); err != nil {
+	if err := s.Annotate(bg, sn.With(m)); err != nil {
 		return err
 	}
 	sn.SnapshotMeta = m

@@ -141,7 +141,7 @@ func TestLabPrepare_RefusesInAVGWithAMissingPV(t *testing.T) {
 	// What is there already can be used and removed.
 	m := sn.SnapshotMeta
 	m.Name = "renamed"
-	if err := s.Annotate(bg, sn, m); err != nil {
+	if err := s.Annotate(bg, sn.With(m)); err != nil {
 		t.Errorf("Annotate: %v", err)
 	}
 	if err := s.Repair(bg); err != nil {
@@ -210,7 +210,7 @@ func TestLabForeignSnapshots_AreLeftAlone(t *testing.T) {
 			if !sn.Foreign {
 				t.Errorf("%s is ours", sn.Volume.ID)
 			}
-			isRefusal(t, "Annotate", s.Annotate(bg, sn, sn.SnapshotMeta), backend.ErrPermission)
+			isRefusal(t, "Annotate", s.Annotate(bg, sn.With(sn.SnapshotMeta)), backend.ErrPermission)
 			as := sn
 			as.Foreign, as.Set, as.Disk.VDev = false, labSet, "xvda"
 			isRefusal(t, "Remove as ours", s.Remove(bg, as), backend.ErrStale, sn.Volume.ID)
@@ -247,7 +247,7 @@ func TestLabAnnotate_KeepsTheTagsOfOthers(t *testing.T) {
 	lvmTool(t, "lvchange -qq --addtag owner=backup "+sn.Volume.ID)
 	m := sn.SnapshotMeta
 	m.Name, m.Hold = "é & \"x\"", true
-	if err := s.Annotate(bg, sn, m); err != nil {
+	if err := s.Annotate(bg, sn.With(m)); err != nil {
 		t.Fatal(err)
 	}
 	if got := labListed(t, s, sn.Volume.ID); got == nil || got.SnapshotMeta != m {
@@ -255,7 +255,7 @@ func TestLabAnnotate_KeepsTheTagsOfOthers(t *testing.T) {
 	}
 	// The caller's knowledge may be old: what it gives is what is there in the end.
 	again := sn.SnapshotMeta
-	if err := s.Annotate(bg, sn, again); err != nil {
+	if err := s.Annotate(bg, sn.With(again)); err != nil {
 		t.Fatal(err)
 	}
 	if got := labListed(t, s, sn.Volume.ID); got == nil || got.SnapshotMeta != again {
@@ -264,12 +264,28 @@ func TestLabAnnotate_KeepsTheTagsOfOthers(t *testing.T) {
 	if tags := lvmTool(t, "lvs --noheadings -o lv_tags "+sn.Volume.ID); !strings.Contains(tags, "owner=backup") {
 		t.Errorf("tags are %q", tags)
 	}
+	// Of several that one tool is to change, one that others have written to is changed all the same, and one that is gone is told of.
+	other := labSnapshot(t, s, "tags/a", labSet, "xvdb")
+	lvmTool(t, "lvchange -qq --addtag owner=other "+other.Volume.ID)
+	n := other.SnapshotMeta
+	n.Name, n.Hold = m.Name, m.Hold
+	if err := s.Annotate(bg, sn.With(m), other.With(n)); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := labListed(t, s, sn.Volume.ID), labListed(t, s, other.Volume.ID); a == nil || b == nil || a.SnapshotMeta != m || b.SnapshotMeta != n {
+		t.Errorf("listed as %+v and %+v, want %+v and %+v", a, b, m, n)
+	}
+	if tags := lvmTool(t, "lvs --noheadings -o lv_tags tags"); !strings.Contains(tags, "owner=backup") || !strings.Contains(tags, "owner=other") {
+		t.Errorf("tags are %q", tags)
+	}
+	lvmTool(t, "lvremove -qq -f -y "+other.Volume.ID)
+	isRefusal(t, "Annotate", s.Annotate(bg, sn.With(again), other.With(other.SnapshotMeta)), backend.ErrNotExist)
 	// Another volume of the same name is not touched.
 	lvmTool(t, "lvremove -qq -f -y "+sn.Volume.ID)
 	_, name, _ := strings.Cut(sn.Volume.ID, "/")
 	lvmTool(t, "lvcreate -qq -y -n "+name+" -L 4M tags")
 	unchanged(t, "tags", func() {
-		isRefusal(t, "Annotate", s.Annotate(bg, sn, m), backend.ErrStale, sn.Volume.ID)
+		isRefusal(t, "Annotate", s.Annotate(bg, sn.With(m)), backend.ErrStale, sn.Volume.ID)
 		isRefusal(t, "Remove", s.Remove(bg, sn), backend.ErrStale, sn.Volume.ID)
 		_, err := s.ExtendReserve(bg, sn, 16*mib)
 		isRefusal(t, "ExtendReserve", err, backend.ErrStale, sn.Volume.ID)
@@ -279,7 +295,7 @@ func TestLabAnnotate_KeepsTheTagsOfOthers(t *testing.T) {
 	sn = labSnapshot(t, s, "tags/a", labSet, "xvda")
 	lvmTool(t, "lvchange -qq --deltag domfs.v1 --addtag domfs.v2 "+sn.Volume.ID)
 	unchanged(t, "tags", func() {
-		isRefusal(t, "Annotate", s.Annotate(bg, sn, m), backend.ErrUnsupported, "version 2")
+		isRefusal(t, "Annotate", s.Annotate(bg, sn.With(m)), backend.ErrUnsupported, "version 2")
 		isRefusal(t, "Remove", s.Remove(bg, sn), backend.ErrUnsupported, "version 2")
 		if err := s.Repair(bg); err != nil {
 			t.Error(err)

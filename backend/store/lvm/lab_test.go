@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,10 @@ import (
 	"domfs/backend"
 	"domfs/backend/backendtest"
 	"domfs/backend/backendtest/labneed"
+	"domfs/backend/run"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 const (
@@ -80,18 +85,17 @@ func takeSnapshot(s *Store, reqs ...backend.SnapshotRequest) (sn backend.Snapsho
 		return sn, err
 	}
 	defer g.Release()
+	var active []backend.Annotation
 	for _, req := range reqs {
 		if sn, err = s.Snapshot(bg, req, g); err != nil {
 			return sn, err
 		}
 		m := sn.SnapshotMeta
 		m.State = backend.SnapshotActive
-		if err = s.Annotate(bg, sn, m); err != nil {
-			return sn, err
-		}
+		active = append(active, sn.With(m))
 		sn.SnapshotMeta = m
 	}
-	return sn, nil
+	return sn, s.Annotate(bg, active...)
 }
 
 // labListed finds a snapshot in the list, nil if it is not there.
@@ -271,7 +275,8 @@ func TestLabSnapshot_OfDisksInTwoVGs(t *testing.T) {
 	lvmTool(t, "lvcreate -qq -y -n web-data -i2 -L 16M set-a")
 	lvmTool(t, "lvcreate -qq -y --type thin -L 64M --thinpool pool -V 32M -n t1 set-b")
 	lvmTool(t, "lvcreate -qq -y -n plain -L 8M set-b")
-	s := New(Options{VGs: []string{"set-a", "set-b"}})
+	core, commands := observer.New(zap.DebugLevel)
+	s := New(Options{VGs: []string{"set-a", "set-b"}, Runner: run.New(zap.New(core))})
 	ids := map[string]string{"xvda": "set-a/web-root", "xvdb": "set-a/web-data", "xvdc": "set-b/t1", "xvdd": "set-b/plain"}
 	var reqs []backend.SnapshotRequest
 	old := map[string][]byte{}
@@ -282,6 +287,12 @@ func TestLabSnapshot_OfDisksInTwoVGs(t *testing.T) {
 	}
 	if _, err := takeSnapshot(s, reqs...); err != nil {
 		t.Fatal(err)
+	}
+	changes := commands.Filter(func(e observer.LoggedEntry) bool {
+		return strings.Contains(fmt.Sprint(e.ContextMap()["argv"]), "lvchange")
+	})
+	if changes.Len() != 1 {
+		t.Errorf("the tags of four snapshots were changed by %d commands: %v", changes.Len(), changes.All())
 	}
 	for _, id := range ids {
 		writeDevice(t, "/dev/"+id, randomBytes(mib), 0)

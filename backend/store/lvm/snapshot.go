@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"domfs/backend"
@@ -129,65 +130,139 @@ func identityTags(m backend.SnapshotMeta) []string {
 	return tags
 }
 
-// Annotate implements backend.Snapshotter: all tags change in one commit of the VG's metadata.
-func (s *Store) Annotate(ctx context.Context, sn backend.Snapshot, m backend.SnapshotMeta) error {
-	what := "change the tags of " + sn.Volume.ID
-	switch {
-	case sn.Volume.Store != storeName:
-		return backend.Because(backend.ErrInvalid, "%s: it belongs to the store %q", what, sn.Volume.Store)
-	case sn.Foreign:
-		return backend.Because(backend.ErrPermission, "%s: domfs has not made it, and there is no record in them", what)
-	case m.Set != sn.Set || m.Disk.VDev != sn.Disk.VDev:
-		return backend.Because(backend.ErrInvalid, "%s: what set and disk it is of never changes", what)
-	}
-	to, err := formatTags(m)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	from, err := formatTags(sn.SnapshotMeta)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+// Annotate implements backend.Snapshotter: the tags of each change in one commit of its VG's metadata. Where they change
+// alike, as those of a set do, one tool changes those of all.
+func (s *Store) Annotate(ctx context.Context, all ...backend.Annotation) error {
+	rest := make([]retagging, 0, len(all))
+	snaps := map[string]backend.Snapshot{} // by ID
+	for _, a := range all {
+		snaps[a.Snapshot.Volume.ID] = a.Snapshot
+		r, err := retaggingOf(a)
+		if err != nil {
+			return err
+		}
+		rest = append(rest, r)
 	}
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	fault.Point("lvm.annotate.begin")
-	// Most often the tags are those that the caller has read: then LVM needs to be asked but once.
-	done, err := s.retag(ctx, what, sn.Volume.ID, from, to)
-	const tries = 3
-	for i := 0; !done && err == nil; i++ {
-		if i == tries {
-			return backend.Because(backend.ErrStale, "%s: something else changes them all the time: try again", what)
-		}
-		var all []string
-		if all, err = s.readTags(ctx, sn, what); err != nil {
+	for len(rest) > 0 {
+		n := alike(rest)
+		// Most often the tags are those that the caller has read: then LVM needs to be asked but once.
+		left, err := s.retag(ctx, rest[:n]...)
+		if err != nil {
 			return err
 		}
-		target := append(othersTags(all), to...)
-		if add, del := changeOfTags(all, target); len(add)+len(del) == 0 {
-			return nil
+		for _, r := range left {
+			if err := s.retagAfterAll(ctx, snaps[r.id], r); err != nil {
+				return err
+			}
 		}
-		done, err = s.retag(ctx, what, sn.Volume.ID, all, target)
+		rest = rest[n:]
 	}
-	if err == nil {
-		fault.Point("lvm.annotate.done")
-	}
-	return err
+	fault.Point("lvm.annotate.done")
+	return nil
 }
 
-// retag changes the tags of an LV if it has exactly those of from; else it does nothing, and done is false.
-func (s *Store) retag(ctx context.Context, what, id string, from, to []string) (done bool, err error) {
-	add, del := changeOfTags(from, to)
-	if len(add)+len(del) == 0 {
-		return false, nil
+// retagging is a change of the tags of one LV.
+type retagging struct {
+	id       string
+	ours     []string // what the record is to be
+	from     []string // all tags that the LV has; it is left alone where it has others
+	add, del []string
+}
+
+// maxRetagged is how many LVs one tool is told to change: what it is told is a kilobyte for each.
+const maxRetagged = 16
+
+func retaggingOf(a backend.Annotation) (r retagging, err error) {
+	sn, m := a.Snapshot, a.Meta
+	r.id = sn.Volume.ID
+	switch {
+	case sn.Volume.Store != storeName:
+		return r, backend.Because(backend.ErrInvalid, "%s: it belongs to the store %q", r.what(), sn.Volume.Store)
+	case sn.Foreign:
+		return r, backend.Because(backend.ErrPermission, "%s: domfs has not made it, and there is no record in them", r.what())
+	case m.Set != sn.Set || m.Disk.VDev != sn.Disk.VDev:
+		return r, backend.Because(backend.ErrInvalid, "%s: what set and disk it is of never changes", r.what())
+	}
+	if r.ours, err = formatTags(m); err != nil {
+		return r, fmt.Errorf("%s: %w", r.what(), err)
+	}
+	tags, err := formatTags(sn.SnapshotMeta)
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", r.what(), err)
+	}
+	return r.of(tags), nil
+}
+
+func (r retagging) what() string { return "change the tags of " + r.id }
+
+// of is the change of an LV that has such tags.
+func (r retagging) of(tags []string) retagging {
+	r.from = tags
+	r.add, r.del = changeOfTags(tags, append(othersTags(tags), r.ours...))
+	return r
+}
+
+func (r retagging) isNone() bool { return len(r.add)+len(r.del) == 0 }
+
+// alike counts the first of rs that one tool can change: the same tags are to come and to go.
+func alike(rs []retagging) int {
+	n := 1
+	for n < min(len(rs), maxRetagged) && slices.Equal(rs[n].add, rs[0].add) && slices.Equal(rs[n].del, rs[0].del) {
+		n++
+	}
+	return n
+}
+
+// retag changes the tags of LVs, those of all by the first one's change; left are those that have other tags than it says.
+func (s *Store) retag(ctx context.Context, rs ...retagging) (left []retagging, err error) {
+	if rs[0].isNone() {
+		return rs, nil
 	}
 	args := []string{"--yes"}
-	for _, tag := range add {
+	for _, tag := range rs[0].add {
 		args = append(args, "--addtag", tag)
 	}
-	for _, tag := range del {
+	for _, tag := range rs[0].del {
 		args = append(args, "--deltag", tag)
 	}
-	return s.change(ctx, what, "lvchange", append(args, "--select", selectExactly(from), "--", id)...)
+	var ids, selections []string
+	for _, r := range rs {
+		ids = append(ids, r.id)
+		selections = append(selections, "("+selectExactly(r.from)+")")
+	}
+	args = append(args, "--select", strings.Join(selections, " || "), "--")
+	said, err := s.change(ctx, "change the tags of "+strings.Join(ids, ", "), "lvchange", append(args, ids...)...)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rs {
+		if !strings.Contains(said, "Logical volume "+r.id+" changed.") {
+			left = append(left, r)
+		}
+	}
+	return left, nil
+}
+
+// retagAfterAll changes the tags of a snapshot that has others than the caller knew.
+func (s *Store) retagAfterAll(ctx context.Context, sn backend.Snapshot, r retagging) error {
+	const tries = 3
+	for range tries {
+		tags, err := s.readTags(ctx, sn, r.what())
+		if err != nil {
+			return err
+		}
+		if r = r.of(tags); r.isNone() {
+			return nil
+		}
+		left, err := s.retag(ctx, r)
+		if err != nil || len(left) == 0 {
+			return err
+		}
+	}
+	return backend.Because(backend.ErrStale, "%s: something else changes them all the time: try again", r.what())
 }
 
 // readTags reads the tags of a snapshot of ours, which must still be the one that the caller means.
@@ -258,9 +333,9 @@ func (s *Store) Remove(ctx context.Context, sn backend.Snapshot) error {
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	fault.Point("lvm.remove.begin")
-	var done bool
+	var said string
 	err := retry(ctx, func() (err error) {
-		done, err = s.change(ctx, what, "lvremove", removeArgs(sn.Volume.ID, selection)...)
+		said, err = s.change(ctx, what, "lvremove", removeArgs(sn.Volume.ID, selection)...)
 		return err
 	})
 	switch {
@@ -270,7 +345,7 @@ func (s *Store) Remove(ctx context.Context, sn backend.Snapshot) error {
 		return s.busy(ctx, sn, err)
 	case err != nil:
 		return err
-	case !done:
+	case said == "":
 		return s.notSelected(ctx, sn, what)
 	}
 	fault.Point("lvm.remove.done")
