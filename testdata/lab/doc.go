@@ -8,8 +8,8 @@
 // kept in ~/.cache/domfs-lab by a hash of what it is made from. Several labs may run
 // at once: each has its own disks, which are gone when it ends, however it ends.
 //
-// Tests named TestLabXen… run in a machine of their own, which Xen boots with that kernel as its dom0; -machines is
-// how many others there are. They make guests, of the same kernel, that write to their disks: domu/.
+// Tests named TestLabXen… run in a machine of their own, which Xen boots with that kernel as its dom0, and the others are dealt out to
+// machines without Xen, so that all are done at about the same time. They make guests, of the same kernel, that write to their disks: domu/.
 //
 // With -bench it runs the packages' BenchmarkLab… instead, and shows what they measure.
 //
@@ -20,5 +20,6 @@
 //	image/    what is built once: packages, kernel modules, init
 //	guest/    what runs in the machine
 //	report/   what the two say to each other
+//	times     how long tests took when that was last written down (-times), by which they are dealt out
 //	domu/     what runs in Xen's guests, and what their records say of a copy of their disks
 package main

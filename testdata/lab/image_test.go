@@ -35,7 +35,7 @@ func builder(t *testing.T, script string) (source, count string) {
 
 const goodBuild = `sleep 0.2; for f in vmlinuz initrd root.ext4; do echo $f >"$1/$f"; done`
 
-func times(t *testing.T, count string) int {
+func builds(t *testing.T, count string) int {
 	t.Helper()
 	text, err := os.ReadFile(count)
 	if err != nil {
@@ -61,7 +61,7 @@ func TestImage_IsBuiltOnceForOneContent(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := times(t, count); n != 1 {
+	if n := builds(t, count); n != 1 {
 		t.Errorf("built %d times, want once", n)
 	}
 	before, err := findImage(context.Background(), source)
@@ -73,7 +73,7 @@ func TestImage_IsBuiltOnceForOneContent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := times(t, count); n != 2 || before.root == after.root {
+	if n := builds(t, count); n != 2 || before.root == after.root {
 		t.Errorf("with another list of packages it is %s after %s, built %d times", after.root, before.root, n)
 	}
 }
@@ -85,7 +85,7 @@ func TestImage_AFailedBuildLeavesNone(t *testing.T) {
 			t.Errorf("error: %v", err)
 		}
 	}
-	if n := times(t, count); n != 2 {
+	if n := builds(t, count); n != 2 {
 		t.Errorf("built %d times, want at each try", n)
 	}
 	cache, err := cacheDir()

@@ -22,6 +22,7 @@ type options struct {
 	bench    string
 	packages string
 	brief    bool
+	times    bool
 	list     bool
 	shell    bool
 	xen      bool
@@ -46,7 +47,8 @@ func main() {
 	flag.BoolVar(&o.xen, "xen", false, "with -shell: in a machine with Xen")
 	flag.StringVar(&o.console, "console", "", "also write the machine's console to this file; a second machine's to FILE.1, …")
 	flag.IntVar(&o.memory, "memory", 2560, "of the machine, MiB")
-	flag.IntVar(&o.machines, "machines", 0, "so many machines share the tests, and one with Xen runs those that need it (default: as suits the processors)")
+	flag.IntVar(&o.machines, "machines", 0, "deal the tests out to so many machines at a time (default: as suits the processors)")
+	flag.BoolVar(&o.times, "times", false, "write down how long tests take, by which they are dealt out: "+timesFile)
 	flag.IntVar(&o.atOnce, "at-once", max(1, runtime.NumCPU()), "so many machines of labs may run here at the same time; others wait")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for each package")
 	flag.DurationVar(&o.silence, "silence", 8*time.Minute, "without any output: the machine hangs")
@@ -108,7 +110,15 @@ func lab(ctx context.Context, o options) (bool, error) {
 	if o.shell || o.bench != "" || o.console != "" {
 		o.machines = 1
 	}
-	shared, err := shareFor(runtime.NumCPU(), o.machines, func(machines int) (shares, error) { return share(".", packages, names, run, machines) })
+	known, err := readTimes(timesFile)
+	if err != nil {
+		return false, err
+	}
+	slots := o.machines
+	if slots <= 0 {
+		slots = min(2, runtime.NumCPU())
+	}
+	shared, err := share(".", packages, names, run, slots, known)
 	if err != nil {
 		return false, err
 	}
@@ -134,6 +144,9 @@ func lab(ctx context.Context, o options) (bool, error) {
 	r.unready.Store(int64(len(shared.kinds)))
 	ok, err := r.all(ctx)
 	fmt.Printf("lab: %.1f s in all\n", time.Since(start).Seconds())
+	if o.times {
+		err = errors.Join(err, r.writeTimes(known))
+	}
 	if o.bench == "" {
 		fmt.Println(r.last())
 	}

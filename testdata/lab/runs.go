@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -111,6 +114,26 @@ func (r *runs) last() string {
 		passed, failed, skipped = passed+p, failed+f, skipped+s
 	}
 	return fmt.Sprintf("%d passed, %d failed, %d skipped", passed, failed, skipped)
+}
+
+// writeTimes writes down how long tests took: those of this run, and of others that there are still.
+func (r *runs) writeTimes(known times) error {
+	all := maps.Clone(known)
+	for _, t := range r.tallies {
+		for pkg, tests := range t.Seconds() {
+			for name, seconds := range tests {
+				all[test{strings.TrimPrefix(pkg, module+"/"), name}] = seconds
+			}
+		}
+	}
+	var out bytes.Buffer
+	if err := all.write(&out, func(k test) bool {
+		names, err := functions(".", k.dir, testName)
+		return err == nil && slices.Contains(names, k.name)
+	}); err != nil {
+		return err
+	}
+	return os.WriteFile(timesFile, out.Bytes(), 0o644)
 }
 
 // lines lets several write to one place, whole lines each.

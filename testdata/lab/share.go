@@ -11,7 +11,7 @@ import (
 
 // shares are the tests that each of several machines runs.
 type shares struct {
-	kinds []kind              // of the machines
+	kinds []kind              // of the machines, in the order in which they are started
 	runs  map[string][]string // by package, by machine: as go test's -run, or -bench; "" for none
 }
 
@@ -37,53 +37,34 @@ func kindOf(name string) kind {
 	return plain
 }
 
-// share deals the functions of packages whose names are such, and which run selects, out: those that need Xen to
-// one machine, others to machines, one after another. Where there are fewer than machines, one does.
-func share(root string, packages []string, names *regexp.Regexp, run string, machines int) (shares, error) {
+// share deals the functions of packages whose names are such, and which run selects, out to slots, each for one machine at a
+// time, so that all are done at about the same time (times): those that need Xen to one machine, others to a machine for
+// each slot. Where Xen has a slot of its own, the machine after it is there for what is left when the others have enough.
+func share(root string, packages []string, names *regexp.Regexp, run string, slots int, times times) (shares, error) {
 	p, err := parsePattern(run)
 	if err != nil {
 		return shares{}, fmt.Errorf("-run: %w", err)
 	}
 	found := map[string][]string{} // by package: names
-	count := map[kind]int{}
+	d := newDeal(slots)
 	for _, dir := range packages {
-		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+		all, err := functions(root, dir, names)
 		if err != nil {
 			return shares{}, err
 		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return shares{}, err
-			}
-			for _, match := range names.FindAllSubmatch(text, -1) {
-				if name := string(match[1]); p.selects(name) {
-					found[dir] = append(found[dir], name)
-					count[kindOf(name)]++
-				}
+		for _, name := range all {
+			if p.selects(name) {
+				found[dir] = append(found[dir], name)
+				d.add(test{dir, name}, times)
 			}
 		}
 	}
-	s := shares{runs: map[string][]string{}}
-	if count[withXen] > 0 { // first: it takes longest
-		s.kinds = append(s.kinds, withXen)
-	}
-	if count[plain] < machines {
-		machines = min(1, count[plain])
-	}
-	firstPlain := len(s.kinds)
-	for range machines {
-		s.kinds = append(s.kinds, plain)
-	}
-	next := 0
+	machineOf, kinds := d.out()
+	s := shares{kinds: kinds, runs: map[string][]string{}}
 	for _, dir := range packages {
 		dealt := make([][]string, len(s.kinds))
 		for _, name := range found[dir] {
-			machine := 0
-			if kindOf(name) == plain {
-				machine = firstPlain + next%machines
-				next++
-			}
+			machine := machineOf[test{dir, name}]
 			dealt[machine] = append(dealt[machine], name)
 		}
 		for _, names := range dealt {
@@ -93,18 +74,22 @@ func share(root string, packages []string, names *regexp.Regexp, run string, mac
 	return s, nil
 }
 
-// shareFor deals out to so many machines, or, where that is 0, to as many as suits so many processors. Two of them are one machine each; where
-// one of those is busy with Xen for long, the other runs several that are shorter, so that both are done at about the same time.
-func shareFor(processors, machines int, share func(machines int) (shares, error)) (shares, error) {
-	if machines > 0 {
-		return share(machines)
+// functions are a package's of such names.
+func functions(root, dir string, names *regexp.Regexp) (found []string, err error) {
+	files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+	if err != nil {
+		return nil, err
 	}
-	machines = min(2, max(1, processors))
-	s, err := share(machines)
-	if err != nil || machines == 1 || len(s.kinds) <= machines {
-		return s, err
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		for _, match := range names.FindAllSubmatch(text, -1) {
+			found = append(found, string(match[1]))
+		}
 	}
-	return share(2*machines + 1)
+	return found, nil
 }
 
 // of are the packages of which a machine runs something.

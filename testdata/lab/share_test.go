@@ -34,10 +34,10 @@ func TestShare_GivesEachTestToOneMachine(t *testing.T) {
 	packages := []string{"a", "b", "c"}
 	all := map[string]kind{"a TestLab_One": plain, "a TestLabTwo": plain, "a TestLab_Three": plain, "a TestLabXen_Five": withXen,
 		"b TestLab_Four": plain, "b TestLabXenon": plain, "b TestLabX": plain, "c TestLabXen_Six": withXen}
-	for _, machines := range []int{1, 2, 3, 4} {
-		s, err := share(root, packages, testName, "^TestLab[_A-Z]", machines)
-		if err != nil || len(s.kinds) != machines+1 || s.kinds[0] != withXen || slices.Contains(s.kinds[1:], withXen) {
-			t.Fatalf("%d machines: %v, %v", machines, s.kinds, err)
+	for _, slots := range []int{1, 2, 3, 4} {
+		s, err := share(root, packages, testName, "^TestLab[_A-Z]", slots, nil)
+		if err != nil || len(s.kinds) > slots+1 || s.kinds[0] != withXen || slices.Contains(s.kinds[1:], withXen) {
+			t.Fatalf("%d slots: %v, %v", slots, s.kinds, err)
 		}
 		for test, kind := range all {
 			dir, name, _ := strings.Cut(test, " ")
@@ -51,7 +51,7 @@ func TestShare_GivesEachTestToOneMachine(t *testing.T) {
 				}
 			}
 			if count != 1 {
-				t.Errorf("%d of %d machines run %s", count, machines, name)
+				t.Errorf("%d of %d machines run %s", count, len(s.kinds), name)
 			}
 		}
 		for dir, runs := range s.runs {
@@ -81,17 +81,17 @@ func TestShare_RunsWhatAPatternSelects(t *testing.T) {
 		{"Five", nil, nil},
 	}
 	for _, test := range tests {
-		s, err := share(root, []string{"a"}, testName, test.run, 2)
+		s, err := share(root, []string{"a"}, testName, test.run, 2, nil)
 		if err != nil || !slices.Equal(s.kinds, test.kinds) || !slices.Equal(s.runs["a"], test.runs) {
 			t.Errorf("%s: %+v, %v; want %v %q", test.run, s, err, test.kinds, test.runs)
 		}
 	}
 	writePackage(t, root, "b", "BenchmarkLab_One", "BenchmarkLabXen_Two", "TestLabXen_Three")
-	if s, err := share(root, []string{"b"}, benchmarkName, "^BenchmarkLab[_A-Z]", 1); err != nil || !slices.Equal(s.kinds, []kind{withXen, plain}) ||
+	if s, err := share(root, []string{"b"}, benchmarkName, "^BenchmarkLab[_A-Z]", 1, nil); err != nil || !slices.Equal(s.kinds, []kind{withXen, plain}) ||
 		!slices.Equal(s.runs["b"], []string{"^(BenchmarkLabXen_Two)$", "^(BenchmarkLab_One)$"}) {
 		t.Errorf("benchmarks: %+v, %v", s, err)
 	}
-	if _, err := share(root, []string{"a"}, testName, "(", 2); err == nil {
+	if _, err := share(root, []string{"a"}, testName, "(", 2, nil); err == nil {
 		t.Error("( can be run")
 	}
 }
@@ -138,33 +138,5 @@ func TestLines_OfSeveralWritersStayWhole(t *testing.T) {
 	}
 	if n != 800 {
 		t.Errorf("%d lines", n)
-	}
-}
-
-func TestShareFor_DealsMoreAndShorterOnesBesideXen(t *testing.T) {
-	for _, c := range []struct {
-		processors, machines int
-		xen                  bool
-		want                 int // plain ones
-	}{{2, 0, true, 5}, {2, 0, false, 2}, {8, 0, true, 5}, {1, 0, true, 1}, {1, 0, false, 1}, {2, 1, true, 1}, {2, 3, true, 3}} {
-		s, err := shareFor(c.processors, c.machines, func(machines int) (shares, error) {
-			var s shares
-			if c.xen {
-				s.kinds = append(s.kinds, withXen)
-			}
-			for range machines {
-				s.kinds = append(s.kinds, plain)
-			}
-			return s, nil
-		})
-		n := 0
-		for _, k := range s.kinds {
-			if k == plain {
-				n++
-			}
-		}
-		if err != nil || n != c.want {
-			t.Errorf("%+v: %d plain machines, %v", c, n, err)
-		}
 	}
 }

@@ -34,8 +34,9 @@ const (
 type Tally struct {
 	out     io.Writer
 	mode    Mode
-	results map[string]map[string]string // by package, by test: run, pass, fail, skip
-	output  map[string]*bytes.Buffer     // by package and test, while it runs
+	results map[string]map[string]string  // by package, by test: run, pass, fail, skip
+	output  map[string]*bytes.Buffer      // by package and test, while it runs
+	seconds map[string]map[string]float64 // by package, by test without those below others: of those that passed
 	passed  int
 	failed  int
 	skipped int
@@ -43,7 +44,7 @@ type Tally struct {
 
 // New is a tally of nothing, which shows what it follows on out.
 func New(out io.Writer, mode Mode) *Tally {
-	return &Tally{out: out, mode: mode, results: map[string]map[string]string{}, output: map[string]*bytes.Buffer{}}
+	return &Tally{out: out, mode: mode, results: map[string]map[string]string{}, seconds: map[string]map[string]float64{}, output: map[string]*bytes.Buffer{}}
 }
 
 // Read follows one run to its end. Lines that are not events are shown as they are.
@@ -92,6 +93,7 @@ func (t *Tally) event(e event) {
 			return
 		}
 		t.set(e.Package, e.Test, e.Action)
+		t.time(e)
 		t.show(e, key)
 	}
 }
@@ -110,6 +112,19 @@ func (t *Tally) set(pkg, test, result string) {
 	}
 	t.results[pkg][test] = result
 }
+
+func (t *Tally) time(e event) {
+	if e.Action != "pass" || strings.Contains(e.Test, "/") {
+		return
+	}
+	if t.seconds[e.Package] == nil {
+		t.seconds[e.Package] = map[string]float64{}
+	}
+	t.seconds[e.Package][e.Test] = e.Elapsed
+}
+
+// Seconds are how long tests took that passed and are no subtests, by package and name.
+func (t *Tally) Seconds() map[string]map[string]float64 { return t.seconds }
 
 // show prints the end of a test: in full where it failed or was skipped.
 func (t *Tally) show(e event, key string) {
