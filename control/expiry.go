@@ -26,13 +26,20 @@ func (h *Host) expiryLoop() {
 	defer timer.Stop()
 	notBefore := map[string]time.Time{} // by set ID: failed, to be tried again then
 	w := waker{known: map[string]bool{}}
+	kicked := false
 	for {
 		select {
 		case <-h.done.Done():
 			return
 		case <-timer.C:
 		case <-h.expiryKick:
+			if !kicked {
+				kicked = true
+				timer.Reset(2 * h.lim.sampleGap) // others read the host after a change, too: that reading does
+			}
+			continue
 		}
+		kicked = false
 		timer.Reset(h.expire(notBefore, &w))
 	}
 }

@@ -90,7 +90,7 @@ func TestExpiry_SurvivesARestartAndSeesOtherDaemons(t *testing.T) {
 }
 
 func TestExpiry_DoesNotLoopBusily(t *testing.T) {
-	b := newBench(t, setup{})
+	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap = time.Millisecond }})
 	b.must(b.Snapshot(t.Context(), "web01", "s"))
 	time.Sleep(50 * time.Millisecond)
 	n := b.fake.Hypervisor.Calls("Domains")

@@ -242,7 +242,7 @@ func (g *guard) loop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last time.Duration // when the host was read for an event
-	var held time.Duration // since when such a reading is put off
+	var off putOff
 	gap := h.lim.sampleGap
 	for {
 		select {
@@ -257,20 +257,15 @@ func (g *guard) loop() {
 			continue
 		}
 		if g.event.Load() {
-			if left := gap - (g.clock() - last); left > 0 && last > 0 {
-				timer.Reset(left) // events come in swarms
-				continue
+			left := off.left(g.clock(), h.lock.isHeld(), h.lim.sampleHeld, gap)
+			if last > 0 {
+				left = max(left, gap-(g.clock()-last)) // events come in swarms
 			}
-			// Most events during a change are its own; it wakes the guard when it ends.
-			if held == 0 {
-				held = g.clock()
-			}
-			// Nor is a host that is slow to read read in the midst of each.
-			if left := max(h.lim.sampleHeld, min(ageFactor*gap, maxSlowAge)) - (g.clock() - held); left > 0 && h.lock.isHeld() {
+			if left > 0 {
 				timer.Reset(left)
 				continue
 			}
-			last, held = g.clock(), 0
+			last, off = g.clock(), putOff{}
 			g.event.Store(false)
 			h.readSince(g.eventTime())
 		}
@@ -292,6 +287,31 @@ func (g *guard) loop() {
 			g.see(now)
 		}
 	}
+}
+
+// putOff is a reading that waits for the end of a change: most events during one are its own, and so are those of a moment
+// after it, by udev. The change wakes the guard when it ends.
+type putOff struct {
+	since time.Duration // 0: there was no change
+	ended time.Duration // 0: the change has not ended
+}
+
+// left is how long the reading has to wait, now that a change is under way or not: not longer than most for its end, and then
+// rest.
+func (p *putOff) left(now time.Duration, changing bool, most, rest time.Duration) time.Duration {
+	switch {
+	case changing:
+		if p.since == 0 {
+			p.since = now
+		}
+		p.ended = 0
+		return most - (now - p.since)
+	case p.since == 0:
+		return 0
+	case p.ended == 0:
+		p.ended = now
+	}
+	return rest - (now - p.ended)
 }
 
 // look does what is to be done about a reading. It returns when to look again, 0 if there is nothing

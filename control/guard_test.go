@@ -417,6 +417,31 @@ func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
 	}
 }
 
+func TestGuard_ReadsOnceForTheEventsAroundAChange(t *testing.T) {
+	const gap = 500 * time.Millisecond
+	b := newBench(t, setup{options: func(o *Options) { o.MaxAge = time.Minute }, limits: func(l *limits) { l.sampleGap = gap }})
+	eventually(t, "the guard sleeps", b.guard.idle.Load)
+	hang := make(chan struct{})
+	b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
+	result := make(chan error)
+	go func() { result <- b.Snapshot(t.Context(), "web01", "s") }()
+	eventually(t, "it hangs", func() bool { return b.fake.Store.Calls("Snapshot") == 1 })
+	b.guard.happened()
+	eventually(t, "the guard is awake", func() bool { return !b.guard.idle.Load() })
+	close(hang)
+	b.must(<-result)
+	ended := b.Stats()["inventory_reads"]
+	for range 5 {
+		b.guard.happened()
+		time.Sleep(time.Millisecond)
+	}
+	eventually(t, "the host is read", func() bool { return b.Stats()["inventory_reads"] > ended })
+	time.Sleep(gap + gap/2)
+	if n := b.Stats()["inventory_reads"] - ended; n != 1 {
+		t.Errorf("the host was read %d times", n)
+	}
+}
+
 func TestGuard_ReadsNothingWhileADomainIsPaused(t *testing.T) {
 	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleHeld = time.Millisecond, time.Millisecond }})
 	b.fake.Hypervisor.Start("web01")
