@@ -60,7 +60,7 @@ func TestLabXen_AFileThatQEMUServesDoesNotGrowUnderAGuest(t *testing.T) {
 // What concerns a guest's disks and its part of xenstore, whatever it writes to them.
 func TestLabXen_AnIdleDomain(t *testing.T) {
 	h := newXenHost(t)
-	d := h.one(labxen.Options{Idle: true, Disks: []labxen.Disk{{Target: h.thin("vgb", "pool", "data", guestDataMiB)}}})
+	d := h.one(labxen.Options{Idle: true, Disks: []labxen.Disk{{Target: h.thinIn("vgb", 512, "data", guestDataMiB)}}})
 	h.share(t, d, []subtest{
 		{"has its pause and its disks made good after a kill", whatAKillLeavesIsMadeGood},
 		{"is given a disk, uses it and gives it back", aDiskIsAttachedUsedAndDetached},

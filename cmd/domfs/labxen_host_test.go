@@ -3,7 +3,9 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"domfs/backend/backendtest/labneed"
 	"domfs/backend/backendtest/labxen"
@@ -16,20 +18,26 @@ const (
 	guestDataMiB = 64
 	// Two snapshots take seconds where the processor is emulated.
 	slowPause = "--pause-timeout=30s"
+	// Between the snapshots of two disks a guest writes several records at this pace, and leaves an emulated processor to others.
+	easyPace = 400 * time.Millisecond
 )
 
 // xenHost is a host whose domains run.
 type xenHost struct{ *lvmHost }
 
+// newXenHost is a host without volume groups: each guest's are made with it.
 func newXenHost(t testing.TB) *xenHost {
 	t.Helper()
 	labxen.Need(t)
-	h := &xenHost{newLVMHost(t)}
-	h.vg("vga", 1, 1024)
-	h.vg("vgb", 1, 512)
-	h.pool("vga", "pool", 256, 8)
-	h.pool("vgb", "pool", 256, 8)
-	return h
+	return &xenHost{newLVMHost(t)}
+}
+
+// thinIn makes a volume group of that many MiB with a pool, and a thin volume in it.
+func (h *xenHost) thinIn(vg string, sizeMiB int64, lv string, lvMiB int64) string {
+	h.t.Helper()
+	h.vg(vg, 1, sizeMiB)
+	h.pool(vg, "pool", 256, 8)
+	return h.thin(vg, "pool", lv, lvMiB)
 }
 
 // zeroes makes a volume's bytes zero: LVM gives what was there before.
@@ -43,7 +51,7 @@ func (h *xenHost) zeroes(device string) string {
 // since a thin snapshot takes an emulated processor half the time of a thick one.
 func (h *xenHost) two(o labxen.Options) *labxen.DomU {
 	h.t.Helper()
-	root, data := h.thin("vga", "pool", "root", guestRootMiB), h.thin("vgb", "pool", "data", guestDataMiB)
+	root, data := h.thinIn("vga", 1024, "root", guestRootMiB), h.thinIn("vgb", 512, "data", guestDataMiB)
 	labxen.MakeRoot(h.t, root, labxen.LVM)
 	labxen.MakeData(h.t, data)
 	o.Layout, o.Data = labxen.LVM, "/dev/xvdb"
@@ -54,6 +62,7 @@ func (h *xenHost) two(o labxen.Options) *labxen.DomU {
 // one starts a guest whose first disk is a filesystem on a thick volume.
 func (h *xenHost) one(o labxen.Options) *labxen.DomU {
 	h.t.Helper()
+	h.vg("vga", 1, 1024)
 	root := h.zeroes(h.thick("vga", "root", guestRootMiB))
 	labxen.MakeRoot(h.t, root, labxen.Whole)
 	o.Layout = labxen.Whole
@@ -99,9 +108,14 @@ func (h *xenHost) isPaused(d *labxen.DomU) bool {
 // xlState is xl's own word for a domain's state: rbpscd, each letter or a hyphen.
 func xlState(t testing.TB, name string) string {
 	t.Helper()
-	fields := labneed.Run(t, "sh", "-c", `xl list "$1" | awk 'NR==2 { print $(NF-1) }'`, "sh", name)
-	if len(fields) != 6 {
+	// Name ID Mem VCPUs State Time(s)
+	fields := strings.Fields(labneed.Run(t, "xl", "list", name))
+	state := ""
+	if len(fields) > 1 {
+		state = fields[len(fields)-2]
+	}
+	if len(state) != 6 {
 		t.Fatalf("xl list has the state %q", fields)
 	}
-	return fields
+	return state
 }

@@ -30,7 +30,7 @@ func cutOf(t testing.TB, m *mount, domain, name string) [][]byte {
 // One guest that writes to two disks all the time, and all that a snapshot of it can be, or meet.
 func TestLabXen_ARunningDomain(t *testing.T) {
 	h := newXenHost(t)
-	d := h.two(labxen.Options{})
+	d := h.two(labxen.Options{Pace: easyPace})
 	d.AwaitSynced(3)
 	h.share(t, d, []subtest{
 		{"has snapshots of one instant", snapshotsAreOfOneInstant},
@@ -59,7 +59,7 @@ func snapshotsAreOfOneInstant(t *testing.T, h *xenHost, d *labxen.DomU) {
 			t.Error("the guest is still paused")
 		}
 		must(t, os.Remove(m.at("snapshots", d.Name, "s")))
-		d.AwaitSynced(3)
+		d.AwaitRecord(last + 3) // the next is to be another
 	}
 	m.stop()
 }

@@ -4,12 +4,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"domfs/backend/backendtest/labneed"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,28 +57,30 @@ func (d *DomU) awaitWithin(limit time.Duration, word string) string {
 	}
 }
 
-// Synced is the last record that it says is on its disk; 0 if there is none.
+// Synced is the last record that it says is on its disk; 0 if there is none. Its kernel may say in the middle of such a line that it crashes.
 func (d *DomU) Synced() int {
-	found := d.lines("synced")
-	if len(found) == 0 {
-		return 0
+	for _, number := range slices.Backward(d.lines("synced")) {
+		if n, err := strconv.Atoi(number); err == nil {
+			return n
+		}
 	}
-	n, err := strconv.Atoi(found[len(found)-1])
-	if err != nil {
-		d.t.Fatalf("%s: record %q", d.Name, found[len(found)-1])
+	return 0
+}
+
+// AwaitRecord waits until a record is on its disk.
+func (d *DomU) AwaitRecord(number int) {
+	d.t.Helper()
+	for deadline := time.Now().Add(sayLimit); d.Synced() < number; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			d.t.Fatalf("%s wrote up to record %d within %v, want %d", d.Name, d.Synced(), sayLimit, number)
+		}
 	}
-	return n
 }
 
 // AwaitSynced waits until so many records more are on its disks.
 func (d *DomU) AwaitSynced(more int) {
 	d.t.Helper()
-	want := d.Synced() + more
-	for deadline := time.Now().Add(sayLimit); d.Synced() < want; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			d.t.Fatalf("%s wrote up to record %d within %v, want %d", d.Name, d.Synced(), sayLimit, want)
-		}
-	}
+	d.AwaitRecord(d.Synced() + more)
 }
 
 // SizeBytes is the size of a disk as the guest has it now; -1 if it has none.
@@ -129,12 +130,12 @@ func (d *DomU) Do(t testing.TB, command string) string {
 	return said
 }
 
-// Tell tells it a command, and does not wait for what comes of it: "done ID STATUS" on its console.
+// Tell tells it a command, and does not wait for what comes of it: "done ID STATUS" on its console. That is the console of the domain that was
+// started, and not of one that was restored from it.
 func (d *DomU) Tell(t testing.TB, command string) (id string) {
 	t.Helper()
 	id = fmt.Sprintf("c%d", d.told.Add(1))
-	domain := labneed.Run(t, "xl", "domid", d.Name)
-	file, err := os.OpenFile(labneed.Run(t, "xenstore-read", "/local/domain/"+domain+"/console/tty"), os.O_WRONLY|unix.O_NOCTTY, 0)
+	file, err := os.OpenFile(d.tty, os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 const (
 	rootBytes = 96 * mib
 	dataBytes = 64 * mib
+	quickPace = 50 * time.Millisecond
 )
 
 // volume is a new volume of zeroes.
@@ -32,36 +33,54 @@ func group(t *testing.T) {
 	labneed.VG(t, "labxen", labneed.Disk(t, 1024*mib))
 }
 
-func TestLabXen_ADomUWritesItsRecords(t *testing.T) {
+// reliedOn is what tests rely on, shown of a guest that writes records before it and after it.
+type reliedOn struct {
+	name string
+	test func(t *testing.T, d *DomU)
+}
+
+// Each guest ends in the middle of its writing. What else is relied on is shown by the same ones: to boot one takes its time.
+func TestLabXen_ADomUWritesItsRecordsAndDoesWhatTestsRelyOn(t *testing.T) {
 	Need(t)
 	labneed.Leftovers(t)
 	tests := []struct {
 		name   string
 		layout Layout
 		disks  func(t *testing.T) []Disk
+		pace   time.Duration
+		also   []reliedOn
 	}{
 		{"LVM on a volume, and a second volume", LVM, func(t *testing.T) []Disk {
 			group(t)
 			return []Disk{{Target: volume(t, "root", rootBytes)}, {Target: volume(t, "data", dataBytes)}}
+		}, 0, []reliedOn{
+			{"it sees its disk grow", growthOfAPhyDiskIsSeen},
+			{"a pause stops it", pauseStopsAGuest},
+			{"it is given disks, and they are taken from it", blockAttachAndDetach},
 		}},
 		{"a bare filesystem in a file that QEMU serves", Bare, func(t *testing.T) []Disk {
 			return []Disk{{Target: labneed.File(t, rootBytes), Backend: "qdisk"}}
-		}},
+		}, quickPace, nil},
 		{"a partition of a file that a loop device serves", GPT, func(t *testing.T) []Disk {
 			return []Disk{{Target: labneed.File(t, rootBytes)}}
+		}, quickPace, []reliedOn{
+			{"it writes to its part of xenstore, and crashes", aGuestWritesToXenstoreAndCrashes},
 		}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			disks := test.disks(t)
 			MakeRoot(t, disks[0].Target, test.layout)
-			o := Options{Layout: test.layout, Disks: disks}
+			o := Options{Layout: test.layout, Disks: disks, Pace: test.pace, Config: []string{`on_crash = "preserve"`}}
 			if len(disks) > 1 {
 				MakeData(t, disks[1].Target)
 				o.Data = "/dev/xvdb"
 			}
 			d := NewDomU(t, o)
 			d.AwaitSynced(20)
+			for _, one := range test.also {
+				t.Run(one.name, func(t *testing.T) { one.test(t, d.Within(t)) })
+			}
 			d.Destroy(t)
 			synced := d.Synced()
 			files := [][]byte{Records(t, disks[0].Target, test.layout.RootOffset(), RootRecords)}
@@ -77,34 +96,6 @@ func TestLabXen_ADomUWritesItsRecords(t *testing.T) {
 				t.Error("disks of different times are taken for a consistent cut")
 			}
 		})
-	}
-}
-
-// bareGuest is one with a bare filesystem on a volume, which is its xvda.
-func bareGuest(t *testing.T, o Options) *DomU {
-	t.Helper()
-	group(t)
-	o.Layout = Whole
-	o.Disks = append([]Disk{{Target: volume(t, "root", rootBytes)}}, o.Disks...)
-	MakeRoot(t, o.Disks[0].Target, Whole)
-	return NewDomU(t, o)
-}
-
-// One guest for all of this: to boot one takes its time. The last test ends it.
-func TestLabXen_AGuestDoesWhatTestsRelyOn(t *testing.T) {
-	Need(t)
-	labneed.Leftovers(t)
-	d := bareGuest(t, Options{Config: []string{`on_crash = "preserve"`}})
-	for _, s := range []struct {
-		name string
-		test func(t *testing.T, d *DomU)
-	}{
-		{"it sees its disk grow", growthOfAPhyDiskIsSeen},
-		{"a pause stops it", pauseStopsAGuest},
-		{"it is given disks, and they are taken from it", blockAttachAndDetach},
-		{"it writes to its part of xenstore, and crashes", aGuestWritesToXenstoreAndCrashes},
-	} {
-		t.Run(s.name, func(t *testing.T) { s.test(t, d.Within(t)) })
 	}
 }
 
@@ -160,32 +151,34 @@ func pauseStopsAGuest(t *testing.T, d *DomU) {
 	}
 	labneed.Run(t, "xl", "unpause", d.Name)
 	d.AwaitSynced(3)
-	d.Do(t, "idle")
 }
 
 func blockAttachAndDetach(t *testing.T, d *DomU) {
-	disk := Disk{Target: volume(t, "more", dataBytes), VDev: "xvdb"}
+	d.Do(t, "idle")
+	disk := Disk{Target: volume(t, "more", dataBytes), VDev: "xvdc"}
 	attach := func() {
 		t.Helper()
 		labneed.Run(t, "xl", "block-attach", d.Name, disk.Specification())
-		d.AwaitSize("xvdb", dataBytes)
+		d.AwaitSize("xvdc", dataBytes)
 	}
 	attach()
-	d.Do(t, "mke2fs -q /dev/xvdb && mount -t ext4 /dev/xvdb /mnt && echo hello >/mnt/file && umount /mnt")
-	labneed.Run(t, "xl", "block-detach", d.Name, "xvdb")
-	d.AwaitSize("xvdb", -1)
+	d.Do(t, "mke2fs -q /dev/xvdc && mount -t ext4 /dev/xvdc /mnt && echo hello >/mnt/file && umount /mnt")
+	labneed.Run(t, "xl", "block-detach", d.Name, "xvdc")
+	d.AwaitSize("xvdc", -1)
 	attach()
-	if said := d.Do(t, "mount -t ext4 /dev/xvdb /mnt && cat /mnt/file"); said != "hello" {
+	if said := d.Do(t, "mount -t ext4 /dev/xvdc /mnt && cat /mnt/file"); said != "hello" {
 		t.Errorf("the disk that was away has %q", said)
 	}
 	// Linux 6.1 gives up a disk that it has mounted: whoever detaches one has to look first.
-	labneed.Run(t, "xl", "block-detach", d.Name, "xvdb")
-	labneed.Eventually(t, "a mounted disk is taken from the guest", func() bool { return d.SizeBytes("xvdb") <= 0 })
+	labneed.Run(t, "xl", "block-detach", d.Name, "xvdc")
+	labneed.Eventually(t, "a mounted disk is taken from the guest", func() bool { return d.SizeBytes("xvdc") <= 0 })
 	if said, status := d.Try(t, "echo lost >/mnt/lost && sync /mnt/lost"); status == 0 {
 		t.Errorf("the guest can write to a disk that is gone: %q", said)
 	}
 	d.Do(t, "umount /mnt")
-	d.AwaitSize("xvdb", -1)
+	d.AwaitSize("xvdc", -1)
+	d.Do(t, "go")
+	d.AwaitSynced(3)
 }
 
 func aGuestWritesToXenstoreAndCrashes(t *testing.T, d *DomU) {

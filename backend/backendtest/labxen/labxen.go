@@ -104,6 +104,7 @@ type DomU struct {
 	Config string // its configuration file
 
 	t    testing.TB
+	tty  string // where it is told
 	log  string // what it says
 	from int64  // where that begins in the log
 	told *atomic.Int64
@@ -118,7 +119,7 @@ func Write(t testing.TB, o Options) *DomU {
 		d.Name = fmt.Sprintf("lab%d", number)
 	}
 	root, lvm := o.Layout.root()
-	words := []string{"console=hvc0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "norandmaps", "cryptomgr.notests", "root=" + root}
+	words := []string{"console=hvc0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "norandmaps", "init_on_alloc=0", "cryptomgr.notests", "root=" + root}
 	for key, value := range map[string]string{"lab.disk": lvm, "lab.data": o.Data} {
 		if value != "" {
 			words = append(words, key+"="+value)
@@ -183,6 +184,7 @@ func (d *DomU) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	d.ID = id
+	d.tty = labneed.Run(t, "xenstore-read", fmt.Sprintf("/local/domain/%d/console/tty", id))
 	d.awaitWithin(bootLimit, "up")
 }
 

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"domfs/backend/backendtest/labneed"
@@ -68,8 +69,33 @@ func (l Layout) RootOffset() int64 {
 	}
 }
 
-// MakeRoot makes a guest's first disk of a volume or a file, which are zeroes: 64 MiB of root filesystem.
+// MakeRoot makes a guest's first disk of a volume or a file, which are zeroes: 64 MiB of root filesystem. One of the same layout and size is the same,
+// with its UUIDs.
 func MakeRoot(t testing.TB, target string, l Layout) {
+	t.Helper()
+	roots.mu.Lock()
+	defer roots.mu.Unlock()
+	like := rootKind{l, sizeBytes(t, target)}
+	if _, made := roots.made[like]; !made {
+		file := labneed.File(t, like.sizeBytes)
+		makeRoot(t, file, l)
+		roots.made[like] = readImage(t, file)
+	}
+	roots.made[like].write(t, target)
+}
+
+// roots are the disks that were made: to make one takes an emulated processor seconds.
+var roots = struct {
+	mu   sync.Mutex
+	made map[rootKind]image // guarded by mu
+}{made: map[rootKind]image{}}
+
+type rootKind struct {
+	layout    Layout
+	sizeBytes int64
+}
+
+func makeRoot(t testing.TB, target string, l Layout) {
 	t.Helper()
 	tree := t.TempDir()
 	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "tmp", "srv", "data", "mnt", "etc"} {
@@ -134,16 +160,7 @@ func makeGroup(t testing.TB, target string) {
 // partitionBytes is the size of the partition of a disk that sgdisk has made, or a little less.
 func partitionBytes(t testing.TB, target string) int64 {
 	t.Helper()
-	file, err := os.Open(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	size, err := file.Seek(0, 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return size/mib*mib - 2*mib
+	return sizeBytes(t, target)/mib*mib - 2*mib
 }
 
 // Records are what is in a file of the filesystem that begins at an offset of a disk, whose guest does not run: as

@@ -137,3 +137,48 @@ func TestExchange_IsOneMessageAndItsAnswer(t *testing.T) {
 		}
 	}
 }
+
+func TestSizes_TellsEachChangeOfADisk(t *testing.T) {
+	dir := t.TempDir()
+	set := func(name, size string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "size"), []byte(size+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := listen(t)
+	s, err := newSizes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []struct {
+		change func()
+		says   string
+	}{
+		{func() { set("xvda", "204800"); set("dm-0", "8") }, "size xvda 204800\n"},
+		{func() {}, ""},
+		{func() { set("xvda", "212992") }, "size xvda 212992\n"},
+		{func() { set("xvdb", "16") }, "size xvdb 16\n"},
+		{func() { set("xvdb", "0") }, "size xvdb 0\n"},
+		{func() { _ = os.RemoveAll(filepath.Join(dir, "xvdb")) }, "size xvdb gone\n"},
+		{func() { set("xvdb", "0") }, "size xvdb 0\n"},
+	}
+	for i, step := range steps {
+		step.change()
+		h.mu.Lock()
+		h.text.Reset()
+		h.mu.Unlock()
+		if err := s.look(); err != nil {
+			t.Fatal(err)
+		}
+		if said := h.text.String(); said != step.says {
+			t.Errorf("step %d: it said %q, want %q", i, said, step.says)
+		}
+	}
+	if len(s.disks) != 2 {
+		t.Errorf("it has %d disks open", len(s.disks))
+	}
+}

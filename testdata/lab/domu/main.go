@@ -25,7 +25,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,8 +104,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	sizes, err := newSizes("/sys/block")
+	if err != nil {
+		return err
+	}
 	say("up")
-	go watchSizes()
+	go sizes.watch()
 	if _, idle := options["lab.idle"]; !idle {
 		writer.setRunning(true)
 	}
@@ -164,35 +167,6 @@ func mountData(device string) error {
 		}
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENXIO) || time.Now().After(deadline) {
 			return fmt.Errorf("mount %s: %w", device, err)
-		}
-	}
-}
-
-const sizesEvery = 250 * time.Millisecond
-
-// watchSizes tells each change of the disks. It reads what the kernel knows, and asks no disk for anything.
-func watchSizes() {
-	known := map[string]string{}
-	for ; ; time.Sleep(sizesEvery) {
-		there := map[string]bool{}
-		paths, _ := filepath.Glob("/sys/block/xvd*/size")
-		for _, path := range paths {
-			disk := filepath.Base(filepath.Dir(path))
-			text, err := os.ReadFile(path)
-			if err != nil {
-				continue
-			}
-			there[disk] = true
-			if size := strings.TrimSpace(string(text)); known[disk] != size {
-				known[disk] = size
-				say("size %s %s", disk, size)
-			}
-		}
-		for disk := range known {
-			if !there[disk] {
-				delete(known, disk)
-				say("size %s gone", disk)
-			}
 		}
 	}
 }
