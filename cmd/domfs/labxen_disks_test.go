@@ -75,7 +75,7 @@ func aDiskIsAttachedUsedAndDetached(t *testing.T, h *xenHost, d *labxen.DomU) {
 	must(t, os.Mkdir(m.at(disk), 0o755))
 	must(t, m.set(disk+"/size", "64M"))
 	d.AwaitSize("xvdc", 64*mib)
-	eventually(t, endLimit, "the tree shows its source", func() bool { return strings.HasPrefix(m.read(disk+"/source"), "/dev/") })
+	labneed.Eventually(t, "the tree shows its source", func() bool { return strings.HasPrefix(m.read(disk+"/source"), "/dev/") })
 	volume := m.read(disk + "/source")
 	if !strings.HasPrefix(volume, "/dev/vga/") {
 		t.Errorf("it is %s, not beside the first disk", volume)

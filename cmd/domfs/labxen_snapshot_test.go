@@ -59,7 +59,7 @@ func snapshotsAreOfOneInstant(t *testing.T, h *xenHost, d *labxen.DomU) {
 			t.Error("the guest is still paused")
 		}
 		must(t, os.Remove(m.at("snapshots", d.Name, "s")))
-		d.AwaitRecord(last + 3) // the next is to be another
+		d.AwaitRecord(last + 2) // the next is to be another
 	}
 	m.stop()
 }
@@ -95,7 +95,7 @@ func withoutAPauseEachDiskIsOfItsOwnInstant(t *testing.T, h *xenHost, d *labxen.
 func whatTheAdminPausedStaysPaused(t *testing.T, h *xenHost, d *labxen.DomU) {
 	m := h.mount("--map=none", slowPause)
 	labneed.Run(t, "xl", "pause", d.Name)
-	eventually(t, endLimit, "the tree has it paused", func() bool { return m.read("xenstore/"+d.Name+"/state") == "paused" })
+	labneed.Eventually(t, "the tree has it paused", func() bool { return m.read("xenstore/"+d.Name+"/state") == "paused" })
 	m.snapshot(d.Name, "s")
 	if _, err := records.Check(cutOf(t, m, d.Name, "s")...); err != nil {
 		t.Error(err)
@@ -115,7 +115,7 @@ func killedDuringItsPauseTheGuestGoesOn(t *testing.T, h *xenHost, d *labxen.DomU
 		t.Run(step, func(t *testing.T) {
 			h, d := h.within(t), d.Within(t)
 			killedAt(t, h.host, step, func(m *mount) { _ = os.Mkdir(m.at("snapshots", d.Name, "s"), 0o755) })
-			eventually(t, endLimit, "the guest goes on", func() bool { return !h.isPaused(d) })
+			labneed.Eventually(t, "the guest goes on", func() bool { return !h.isPaused(d) })
 			d.AwaitSynced(3)
 			m := h.mount("--map=none")
 			if got := m.names("snapshots/" + d.Name); len(got) != 0 {

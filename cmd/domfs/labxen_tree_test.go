@@ -119,14 +119,14 @@ func TestLabXen_DomainsChangeUnderReaders(t *testing.T) {
 	defer end()
 	state := func(name, want string) {
 		t.Helper()
-		eventually(t, endLimit, name+" is "+want, func() bool {
+		labneed.Eventually(t, name+" is "+want, func() bool {
 			text, err := os.ReadFile(m.at("xenstore", name, "state"))
 			return err == nil && string(text) == want+"\n"
 		})
 	}
 	gone := func(name string) {
 		t.Helper()
-		eventually(t, endLimit, name+" is gone", func() bool {
+		labneed.Eventually(t, name+" is gone", func() bool {
 			_, err := os.Stat(m.at("xenstore", name))
 			return os.IsNotExist(err)
 		})
