@@ -175,7 +175,7 @@ func TestLab_ExpiryAndHoldSurviveRestarts(t *testing.T) {
 	open, err := os.Open(m.at("snapshots/vm/open/disks/xvda/p1/files/etc/hostname"))
 	must(t, err)
 	for _, name := range []string{"held", "open", "due"} { // the last one is due last; what is written by RFC 3339 is exact
-		must(t, m.set("snapshots/vm/"+name+"/expires", time.Now().Add(3*time.Second).UTC().Format(time.RFC3339)))
+		must(t, m.set("snapshots/vm/"+name+"/expires", time.Now().Add(6*time.Second).UTC().Format(time.RFC3339)))
 	}
 	eventually(t, 3*endLimit, "the one that is due is removed", func() bool { return !slices.Contains(m.names("snapshots/vm"), "due") })
 	if got := m.names("snapshots/vm"); !slices.Equal(got, []string{"held", "open"}) {
