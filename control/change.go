@@ -174,8 +174,7 @@ func (h *Host) snapshotterOf(v backend.Volume) (backend.Snapshotter, error) {
 	return s, nil
 }
 
-// annotate replaces the meta of all members of a set: all or none. Readers take the first
-// member's word, so it is the first to change.
+// annotate replaces the meta of all members of a set: all or none. What a crash leaves of it is made equal by the next start.
 func (h *Host) annotate(ctx context.Context, s *Set, edit func(m *backend.SnapshotMeta)) error {
 	return h.annotateMembers(ctx, s.Name, s.Disks, edit)
 }
@@ -193,15 +192,30 @@ func (h *Host) annotateMembers(ctx context.Context, set string, members []backen
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.lim.undo)
 	defer cancel()
-	for _, sn := range slices.Backward(members) {
-		if err := h.annotateEach(undo, []backend.Annotation{sn.With(sn.SnapshotMeta)}); err != nil && !errors.Is(err, backend.ErrNotExist) {
-			h.log.Warn("a snapshot's record could not be put back", zap.String("snapshot", set), zap.String("volume", sn.Volume.ID), zap.Error(err))
-		}
+	var back []backend.Annotation
+	for i, a := range all {
+		edited := a.Snapshot
+		edited.SnapshotMeta = a.Meta
+		back = append(back, edited.With(members[i].SnapshotMeta))
 	}
+	h.annotateAsFarAsItGoes(undo, set, "a snapshot's record could not be put back", back)
 	return err
 }
 
-// annotateEach replaces metas in their order, each store's that follow one another at once.
+// annotateAsFarAsItGoes replaces metas, if not of all together then of each that can be. Those that cannot are told of in the log;
+// one that is gone needs no meta.
+func (h *Host) annotateAsFarAsItGoes(ctx context.Context, set, otherwise string, all []backend.Annotation) {
+	if h.annotateEach(ctx, all) == nil {
+		return
+	}
+	for _, a := range slices.Backward(all) {
+		if err := h.annotateEach(ctx, []backend.Annotation{a}); err != nil && !errors.Is(err, backend.ErrNotExist) {
+			h.log.Warn(otherwise, zap.String("snapshot", set), zap.String("volume", a.Snapshot.Volume.ID), zap.Error(err))
+		}
+	}
+}
+
+// annotateEach replaces metas, each store's that follow one another at once.
 func (h *Host) annotateEach(ctx context.Context, all []backend.Annotation) error {
 	for len(all) > 0 {
 		n := slices.IndexFunc(all, func(a backend.Annotation) bool { return a.Snapshot.Volume.Store != all[0].Snapshot.Volume.Store })

@@ -27,6 +27,7 @@ type guard struct {
 	clock func() time.Duration // monotonic, since began
 	kick  chan struct{}        // one slot: look
 	event atomic.Bool          // a store or a hypervisor says that something has happened: look at the host as it is since
+	now   atomic.Bool          // likewise, and what has happened is most likely no change of ours
 	idle  atomic.Bool          // asleep without a timer
 
 	mu    sync.Mutex
@@ -98,7 +99,7 @@ func (g *guard) start() error {
 // cannot watch now is asked to again after a while; until then a change is seen by whoever reads next.
 func (g *guard) watchDomains(hypervisor string, w backend.Watcher) {
 	for {
-		err := w.Watch(g.h.done, g.happened)
+		err := w.Watch(g.h.done, g.happenedNow)
 		if g.h.done.Err() != nil {
 			return
 		}
@@ -181,6 +182,12 @@ func (g *guard) eventTime() time.Time {
 	return g.since
 }
 
+// happenedNow is happened, of what must not wait for the end of a change.
+func (g *guard) happenedNow() {
+	g.now.Store(true)
+	g.happened()
+}
+
 func (g *guard) wake() {
 	select {
 	case g.kick <- struct{}{}:
@@ -243,6 +250,7 @@ func (g *guard) loop() {
 	defer timer.Stop()
 	var last time.Duration // when the host was read for an event
 	var off putOff
+	due := g.clock() + h.lim.sampleHeld // when to look, event or not; 0: no more
 	gap := h.lim.sampleGap
 	for {
 		select {
@@ -257,7 +265,18 @@ func (g *guard) loop() {
 			continue
 		}
 		if g.event.Load() {
-			left := off.left(g.clock(), h.lock.isHeld(), h.lim.sampleHeld, gap)
+			changing, most := h.lock.isHeld(), h.lim.sampleOwn
+			if g.now.Load() {
+				// A host that is slow to read is not read in the midst of each change all the same.
+				most = max(h.lim.sampleHeld, min(ageFactor*gap, maxSlowAge))
+			}
+			left := off.left(g.clock(), changing, most, gap)
+			if due > 0 {
+				left = min(left, due-g.clock())
+			}
+			if changing && left > 0 {
+				left = min(left, max(gap, h.lim.sampleGap)) // not all who end a change wake the guard
+			}
 			if last > 0 {
 				left = max(left, gap-(g.clock()-last)) // events come in swarms
 			}
@@ -266,6 +285,7 @@ func (g *guard) loop() {
 				continue
 			}
 			last, off = g.clock(), putOff{}
+			g.now.Store(false)
 			g.event.Store(false)
 			h.readSince(g.eventTime())
 		}
@@ -276,7 +296,9 @@ func (g *guard) loop() {
 			// A guest can cause events: a host that is slow to read is not read all the time for them.
 			gap = max(h.lim.sampleGap, min(inv.took, maxSlowAge))
 		}
+		due = 0
 		if wait > 0 {
+			due = g.clock() + wait
 			timer.Reset(wait)
 			continue
 		}
@@ -290,7 +312,7 @@ func (g *guard) loop() {
 }
 
 // putOff is a reading that waits for the end of a change: most events during one are its own, and so are those of a moment
-// after it, by udev. The change wakes the guard when it ends.
+// after it, by udev.
 type putOff struct {
 	since time.Duration // 0: there was no change
 	ended time.Duration // 0: the change has not ended

@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -389,7 +390,7 @@ func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
 		reads bool
 	}{{"a short change", time.Hour, false}, {"a long change", time.Millisecond, true}} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleHeld = time.Millisecond, c.held }})
+			b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleOwn = time.Millisecond, c.held }})
 			hang := make(chan struct{})
 			b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
 			result := make(chan error)
@@ -413,6 +414,39 @@ func TestGuard_PutsOffItsReadingDuringAChangeButNotForEver(t *testing.T) {
 			ended := b.Stats()["inventory_reads"]
 			b.guard.happened()
 			eventually(t, "the host is read after the change", func() bool { return b.Stats()["inventory_reads"] > ended })
+		})
+	}
+}
+
+// Whatever a change has the guard put off, a snapshot that fills is looked at in time, and a failed read or a domain's event is not
+// taken for the change's own.
+func TestGuard_PutsOffOnlyWhatAChangeMayHaveCaused(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		fast     time.Duration
+		happened func(g *guard)
+	}{
+		{"a look that is due", 10 * time.Millisecond, (*guard).happened},
+		{"an event that is no change's", time.Hour, (*guard).happenedNow},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := guardBench(t, AutoExtend{}, setup{limits: func(l *limits) {
+				l.sampleFast, l.sampleSlow, l.sampleGap, l.sampleOwn, l.sampleHeld = c.fast, c.fast, time.Millisecond, time.Hour, time.Millisecond
+			}})
+			b.use("xvda", 40<<10)
+			hang := make(chan struct{})
+			goOn := sync.OnceFunc(func() { close(hang) })
+			defer goOn()
+			b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})
+			before := b.fake.Store.Calls("Snapshot")
+			result := make(chan error)
+			go func() { result <- b.Snapshot(t.Context(), "web01", "another") }()
+			eventually(t, "it hangs", func() bool { return b.fake.Store.Calls("Snapshot") > before })
+			reads := b.Stats()["inventory_reads"]
+			c.happened(&b.guard)
+			eventually(t, "the host is read during the change", func() bool { return b.Stats()["inventory_reads"] > reads })
+			goOn()
+			b.must(<-result)
 		})
 	}
 }
@@ -443,7 +477,9 @@ func TestGuard_ReadsOnceForTheEventsAroundAChange(t *testing.T) {
 }
 
 func TestGuard_ReadsNothingWhileADomainIsPaused(t *testing.T) {
-	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap, l.sampleHeld = time.Millisecond, time.Millisecond }})
+	b := newBench(t, setup{limits: func(l *limits) {
+		l.sampleGap, l.sampleOwn, l.sampleHeld = time.Millisecond, time.Millisecond, time.Millisecond
+	}})
 	b.fake.Hypervisor.Start("web01")
 	hang := make(chan struct{})
 	b.fake.Store.Plant(fake.Fault{Op: "Snapshot", Nth: 1, Hang: hang})

@@ -86,7 +86,8 @@ type limits struct {
 	sampleFast time.Duration // how often fills are looked at where one grows fast
 	sampleSlow time.Duration // where none grows
 	sampleGap  time.Duration // between readings that a store's events cause, at least
-	sampleHeld time.Duration // how long such a reading is put off while a change is under way, at most
+	sampleOwn  time.Duration // how long such a reading is put off while a change is under way, at most
+	sampleHeld time.Duration // the same where the event is most likely not the change's own; longer where the host is slow to read
 }
 
 func defaultLimits() limits {
@@ -114,7 +115,8 @@ func defaultLimits() limits {
 		sampleFast: time.Second,
 		sampleSlow: 10 * time.Second,
 		sampleGap:  200 * time.Millisecond,
-		sampleHeld: 10 * time.Second,
+		sampleOwn:  10 * time.Second,
+		sampleHeld: time.Second,
 	}
 }
 

@@ -39,7 +39,7 @@ func (v *Volume) Doubt() {
 	}
 	now := time.Now().UnixNano()
 	if last := d.doubted.Load(); now-last > int64(doubtEvery) && d.doubted.CompareAndSwap(last, now) {
-		d.h.guard.happened()
+		d.h.guard.happenedNow()
 	}
 }
 

@@ -124,8 +124,10 @@ func (h *Host) markRemoving(ctx context.Context, s *Set) error {
 		return err
 	}
 	// One has gone meanwhile; the others are marked all the same.
-	for _, k := range members {
-		if err := h.annotateMembers(ctx, s.Name, []backend.Snapshot{k}, mark); err != nil && !errors.Is(err, backend.ErrNotExist) {
+	for i, k := range members {
+		err := h.annotateMembers(ctx, s.Name, []backend.Snapshot{k}, mark)
+		if err != nil && !errors.Is(err, backend.ErrNotExist) {
+			h.annotateAsFarAsItGoes(ctx, s.Name, "a snapshot that stays is marked as one to be removed", unmarked(members[:i]))
 			return err
 		}
 	}
@@ -138,11 +140,17 @@ func (h *Host) unmark(ctx context.Context, s *Set) bool {
 	if s.Foreign || s.has(backend.SnapshotRemoving) || s.has(backend.SnapshotPending) {
 		return s.Foreign
 	}
-	var all []backend.Annotation
-	for _, k := range s.Disks {
-		all = append(all, k.With(k.SnapshotMeta))
+	return h.annotateEach(ctx, unmarked(s.Disks)) == nil
+}
+
+// unmarked are the members that were marked as to be removed, with the metas that they had before.
+func unmarked(members []backend.Snapshot) (all []backend.Annotation) {
+	for _, k := range members {
+		marked := k
+		marked.State = backend.SnapshotRemoving
+		all = append(all, marked.With(k.SnapshotMeta))
 	}
-	return h.annotateEach(ctx, all) == nil
+	return all
 }
 
 // Rename renames a snapshot set within its domain: ErrExist, it never replaces another.

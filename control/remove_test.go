@@ -90,6 +90,18 @@ func TestRemove_LeavesASetThatCannotBeMarked(t *testing.T) {
 	}
 }
 
+func TestRemove_LeavesASetWhoseSecondDiskCannotBeMarked(t *testing.T) {
+	b := newBench(t, setup{})
+	b.must(b.Snapshot(t.Context(), "web01", "s"))
+	b.fake.Store.Plant(fake.Fault{Op: "Annotate", Nth: 2, Err: backend.ErrReadOnly})
+	b.mustFail(b.Remove(t.Context(), "web01", "s"), backend.ErrReadOnly, "left as it is")
+	for _, k := range b.fake.Store.All() {
+		if k.State != backend.SnapshotActive {
+			t.Errorf("%s is %s", k.Disk.VDev, k.State)
+		}
+	}
+}
+
 func TestRename_NeverReplaces(t *testing.T) {
 	b := newBench(t, setup{})
 	b.must(b.Snapshot(t.Context(), "web01", "a"))

@@ -423,9 +423,7 @@ func (m *maker) undo(ctx context.Context) {
 			meta.State = backend.SnapshotRemoving
 			all = append(all, k.snap.With(meta))
 		}
-		if err := m.h.annotateEach(ctx, all); err != nil {
-			m.h.log.Warn("a half-made snapshot could not be marked as such", zap.String("snapshot", m.name), zap.Error(err))
-		}
+		m.h.annotateAsFarAsItGoes(ctx, m.name, "a half-made snapshot could not be marked as such", all)
 	}
 	for _, k := range slices.Backward(m.made) {
 		fault.Point("control.snapshot.undo")

@@ -134,6 +134,29 @@ func TestSnapshot_RollsBackWhenSecondDiskFails(t *testing.T) {
 	}
 }
 
+// What was committed before a failure is marked as to be removed, one by one where not together: after a crash, or where it cannot be
+// removed now, it must not look whole.
+func TestSnapshot_ThatFailedHalfCommittedNeverLooksWhole(t *testing.T) {
+	b := newBench(t, setup{})
+	b.fake.Store.Plant(fake.Fault{Op: "Annotate", Nth: 2, Err: backend.ErrTimeout}) // the second disk's commit
+	b.fake.Store.Plant(fake.Fault{Op: "Annotate", Nth: 3, Err: backend.ErrTimeout}) // the marks of both
+	clear := b.fake.Store.Fail("Remove", backend.ErrTimeout)
+	b.mustFail(b.Snapshot(t.Context(), "web01", "s"), backend.ErrTimeout)
+	all := b.fake.Store.All()
+	if len(all) != 2 {
+		t.Fatalf("%d volumes", len(all))
+	}
+	for _, k := range all {
+		if k.State != backend.SnapshotRemoving {
+			t.Errorf("%s is %s", k.Disk.VDev, k.State)
+		}
+	}
+	clear()
+	b.must(b.Close())
+	again := newBench(t, setup{onFake: b.fake})
+	again.noSnapshotsLeft()
+}
+
 func TestSnapshot_RollsBackWhenSecondStoreFails(t *testing.T) {
 	other := fake.NewStore("other")
 	other.AddVolume("/dev/other", make([]byte, 4096))

@@ -3,11 +3,13 @@ package lvm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/run"
 
 	"go.uber.org/zap"
 )
@@ -38,7 +40,11 @@ func (s *Store) change(ctx context.Context, what, tool string, args ...string) (
 			s.log.Error("a tool was killed, and what it had suspended may still be so: dmsetup info shows it, vgchange --refresh resumes it", zap.String("for", what), zap.Error(again))
 		}
 	}
-	if err != nil {
+	var failed *run.Error
+	switch {
+	case errors.As(err, &failed) && errors.Is(failed.Err, backend.ErrNotExist):
+		return "", backend.Because(backend.ErrUnsupported, "%v", toolFailed(what, err)) // the tool is gone, not what it was to change
+	case err != nil:
 		return "", toolFailed(what, err)
 	}
 	return string(bytes.TrimSpace(out)), nil

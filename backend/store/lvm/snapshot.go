@@ -172,12 +172,21 @@ type retagging struct {
 	add, del []string
 }
 
-// maxRetagged is how many LVs one tool is told to change: what it is told is a kilobyte for each.
-const maxRetagged = 16
+// What one tool is told to change: so many LVs, and so many bytes of their tags, as Linux takes 128 KiB as one argument.
+const (
+	maxRetagged      = 8
+	maxRetaggedBytes = 64 << 10
+)
 
 func retaggingOf(a backend.Annotation) (r retagging, err error) {
 	sn, m := a.Snapshot, a.Meta
 	r.id = sn.Volume.ID
+	// That it is invalid is what device-mapper says of it now; its tags say active.
+	for _, state := range []*backend.SnapshotState{&sn.State, &m.State} {
+		if *state == backend.SnapshotInvalid {
+			*state = backend.SnapshotActive
+		}
+	}
 	switch {
 	case sn.Volume.Store != storeName:
 		return r, backend.Because(backend.ErrInvalid, "%s: it belongs to the store %q", r.what(), sn.Volume.Store)
@@ -209,14 +218,19 @@ func (r retagging) isNone() bool { return len(r.add)+len(r.del) == 0 }
 
 // alike counts the first of rs that one tool can change: the same tags are to come and to go.
 func alike(rs []retagging) int {
-	n := 1
+	size := func(r retagging) int { return len(selectExactly(r.from)) }
+	n, bytes := 1, size(rs[0])
 	for n < min(len(rs), maxRetagged) && slices.Equal(rs[n].add, rs[0].add) && slices.Equal(rs[n].del, rs[0].del) {
+		if bytes += size(rs[n]); bytes > maxRetaggedBytes {
+			break
+		}
 		n++
 	}
 	return n
 }
 
-// retag changes the tags of LVs, those of all by the first one's change; left are those that have other tags than it says.
+// retag changes the tags of LVs, those of all by the first one's change; left are those that have other tags than it says. Where one
+// cannot be changed, others may be. (What LVM says of each it says before the commit, and one that fails is an error.)
 func (s *Store) retag(ctx context.Context, rs ...retagging) (left []retagging, err error) {
 	if rs[0].isNone() {
 		return rs, nil
@@ -234,9 +248,16 @@ func (s *Store) retag(ctx context.Context, rs ...retagging) (left []retagging, e
 		selections = append(selections, "("+selectExactly(r.from)+")")
 	}
 	args = append(args, "--select", strings.Join(selections, " || "), "--")
-	said, err := s.change(ctx, "change the tags of "+strings.Join(ids, ", "), "lvchange", append(args, ids...)...)
-	if err != nil {
+	what := rs[0].what()
+	if len(rs) > 1 {
+		what += fmt.Sprintf(" and %d more", len(rs)-1)
+	}
+	said, err := s.change(ctx, what, "lvchange", append(args, ids...)...)
+	switch {
+	case err != nil:
 		return nil, err
+	case len(rs) == 1 && said != "":
+		return nil, nil
 	}
 	for _, r := range rs {
 		if !strings.Contains(said, "Logical volume "+r.id+" changed.") {
