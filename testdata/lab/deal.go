@@ -24,7 +24,7 @@ const timesFile = "testdata/lab/times"
 const (
 	usualTime     = 15.0 // of a test that is new
 	bootTime      = 14.0 // until a machine runs its first test
-	bootTimeOfXen = 40.0
+	bootTimeOfXen = 30.0
 )
 
 func (t times) of(k test) float64 {
