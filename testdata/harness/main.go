@@ -78,7 +78,7 @@ func run(commands [][]string, verbose bool) int {
 			status = 1
 		}
 	}
-	if left := scope.Settle(before, 3*time.Second); len(left) > 0 {
+	if left, _ := scope.Settle(before, 3*time.Second); len(left) > 0 {
 		status = 1
 		fmt.Println("FAIL: the tests left behind:")
 		for _, l := range left {

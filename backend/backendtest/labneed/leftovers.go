@@ -35,13 +35,7 @@ func Leftovers(t testing.TB) {
 		before = scope.Read()
 	}
 	t.Cleanup(func() {
-		deadline := time.Now().Add(settleLimit)
-		after := scope.Read()
-		left := before.Left(after)
-		for ; len(left) > 0 && time.Now().Before(deadline); left = before.Left(after) {
-			time.Sleep(100 * time.Millisecond)
-			after = scope.Read()
-		}
+		left, after := scope.Settle(before, settleLimit)
 		for _, l := range left {
 			t.Error("left behind: " + l)
 		}

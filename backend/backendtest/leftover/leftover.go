@@ -50,12 +50,13 @@ func (s Scope) Read() Machine {
 	return m
 }
 
-// Settle is what there is more than before, once what ends by itself has had its time.
-func (s Scope) Settle(before Machine, limit time.Duration) []string {
+// Settle is what there is more than before, once what ends by itself has had its time, and all that there is then.
+func (s Scope) Settle(before Machine, limit time.Duration) (left []string, after Machine) {
 	for deadline := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		left := before.Left(s.Read())
+		after = s.Read()
+		left = before.Left(after)
 		if len(left) == 0 || time.Now().After(deadline) {
-			return left
+			return left, after
 		}
 	}
 }

@@ -122,7 +122,8 @@ func one(h *host, plan report.Tests, b report.Binary, run string) error {
 		return err
 	}
 	took := time.Since(start).Seconds()
-	for _, left := range scope.Settle(before, settleLimit) {
+	left, _ := scope.Settle(before, settleLimit)
+	for _, left := range left {
 		h.say(report.Line{Kind: report.Left, Package: b.Package, Text: left})
 	}
 	leftover.EndChildren()
