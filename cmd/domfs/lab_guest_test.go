@@ -64,8 +64,7 @@ func makeGuest(t testing.TB) (file string) {
 	mkfs(t, "/dev/"+guestVG+"/root", "root", map[string]string{"etc/hostname": "guest\n", "etc/fstab": guestFstab, "boot/under": "hidden\n", "home/.keep": "", "data/file": strings.Repeat("data ", 1<<18)})
 	mkfs(t, "/dev/"+guestVG+"/home", "home", map[string]string{"alice/notes": "mine\n"})
 	labneed.Run(t, "mkswap", "-q", "/dev/"+guestVG+"/swap")
-	labneed.Settle(t)
-	labneed.Run(t, "vgchange", "-q", "-an", guestVG)
+	labneed.Deactivate(t, guestVG)
 	labneed.Detach(t, pv)
 	return file
 }

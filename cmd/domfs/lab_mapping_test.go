@@ -119,8 +119,7 @@ func TestLab_MappingsAreWhatTheToolsSay(t *testing.T) {
 	if err != nil {
 		t.Errorf("the files differ from what the kernel shows: %s", out)
 	}
-	labneed.Settle(t)
-	labneed.Run(t, "vgchange", "-q", "-an", guestVG)
+	labneed.Deactivate(t, guestVG)
 	labneed.Detach(t, pv)
 
 	must(t, m.set(snap+"mapped", "0"))

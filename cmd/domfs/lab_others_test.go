@@ -74,7 +74,7 @@ func TestLab_AMissingPVHidesNothingElse(t *testing.T) {
 	labneed.Settle(t)
 	file := strings.TrimSpace(labneed.Run(t, "losetup", "--noheadings", "--output", "BACK-FILE", lost))
 	labneed.Run(t, "vgchange", "-q", "--setautoactivation", "n", "vg") // udev would activate them again
-	labneed.Run(t, "vgchange", "-q", "-an", "vg")
+	labneed.Deactivate(t, "vg")
 	labneed.Settle(t)
 	labneed.Detach(t, lost)
 	t.Cleanup(func() { // before the VG is removed

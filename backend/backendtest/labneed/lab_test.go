@@ -55,9 +55,9 @@ func TestLab_AutoactivationIsReal(t *testing.T) {
 	loop := Attach(t, file)
 	VG(t, "labauto", loop)
 	Run(t, "lvcreate", "--quiet", "--yes", "--name", "a", "--size", "8M", "labauto")
-	Run(t, "vgchange", "--quiet", "-an", "labauto")
+	Deactivate(t, "labauto")
 	if _, err := os.Stat("/dev/labauto/a"); err == nil {
-		t.Fatal("the volume is active after vgchange -an")
+		t.Fatal("the volume is active after Deactivate")
 	}
 	Detach(t, loop)
 	Attach(t, file)

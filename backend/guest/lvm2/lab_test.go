@@ -147,8 +147,7 @@ func (c labCase) make(t *testing.T) (files []string, want map[string]uint64) {
 	for _, f := range held {
 		f.Close()
 	}
-	labneed.Settle(t)
-	labneed.Run(t, "vgchange", "-an", labVG)
+	labneed.Deactivate(t, labVG)
 	if c.before {
 		for i, f := range files {
 			files[i] = f + ".before"
@@ -164,7 +163,7 @@ func (c labCase) make(t *testing.T) (files []string, want map[string]uint64) {
 			want[name] = sumOf(t, name)
 		}
 	}
-	labneed.Run(t, "vgchange", "-an", labVG)
+	labneed.Deactivate(t, labVG)
 	return files, want
 }
 

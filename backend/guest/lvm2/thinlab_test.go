@@ -145,7 +145,7 @@ func labThin(t *testing.T, chunk int64) {
 	// A volume outside of the pool, to be the origin of one in it that is longer.
 	run("lvcreate", "--quiet", "--yes", "--name", "outside", "--size", "24M", "labthinread")
 	scribble(t, vol("outside"), r, 200, 64*kibi)
-	run("lvchange", "--quiet", "-an", "labthinread/outside")
+	labneed.Deactivate(t, "labthinread/outside")
 	run("lvchange", "--quiet", "--permission", "r", "labthinread/outside")
 	run("lvcreate", "--quiet", "--snapshot", "--setactivationskip", "n", "--thinpool", "pool", "--name", "ext", "labthinread/outside")
 	run("lvextend", "--quiet", "--size", "36M", "labthinread/ext")
@@ -169,7 +169,7 @@ func labThin(t *testing.T, chunk int64) {
 	data := lvDevice(t, file, "labthinread-pool_tdata")
 	meta := lvDevice(t, file, "labthinread-pool_tmeta")
 	outside := lvDevice(t, file, "labthinread-outside-real")
-	run("vgchange", "--quiet", "-an", "labthinread")
+	labneed.Deactivate(t, "labthinread")
 
 	mappings := dumpedMappings(t, meta)
 	for _, name := range names {
@@ -296,7 +296,7 @@ func labCOW(t *testing.T, chunk int64) {
 	for name := range states {
 		cow[name] = lvDevice(t, file, "labcowread-"+name+"-cow")
 	}
-	labneed.Run(t, "vgchange", "--quiet", "-an", "labcowread")
+	labneed.Deactivate(t, "labcowread")
 
 	sameDigests(t, "the origin", below, origin)
 	for name, valid := range states {

@@ -158,8 +158,7 @@ func makeGuest(t *testing.T, table string, pvs ...string) guest {
 		g.sums["lvm/labguest/"+lv] = sum(t, device)
 		g.volumes = append(g.volumes, volumeOf(t, "labguest-"+lv, "lvm/labguest/"+lv, names))
 	}
-	labneed.Settle(t)
-	labneed.Run(t, "vgchange", "--quiet", "-an", "labguest")
+	labneed.Deactivate(t, "labguest")
 	for _, loop := range loops {
 		labneed.Detach(t, loop)
 	}

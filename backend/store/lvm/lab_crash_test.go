@@ -263,9 +263,9 @@ func TestLabRepair_ActivatesOurThinSnapshots(t *testing.T) {
 	thick := labSnapshot(t, s, "again/thick", labSet, "xvda")
 	lvmTool(t, "lvcreate -qq -y -s -n byhand again/thin")
 	want := readDevice(t, thin.Path, mib, 0)
-	lvmTool(t, "vgchange -qq -an again")
+	labneed.Deactivate(t, "again")
 	lvmTool(t, "vgchange -qq -ay again")
-	lvmTool(t, "lvchange -qq -an "+thin.Volume.ID)
+	labneed.Deactivate(t, thin.Volume.ID)
 	labneed.Settle(t)
 	if got := labListed(t, s, thin.Volume.ID); got == nil || !errors.Is(got.Volume.Err, backend.ErrNoDevice) {
 		t.Errorf("listed as %+v", got)

@@ -200,7 +200,7 @@ func TestLabVolumes_AreFoundByAnyPath(t *testing.T) {
 			}
 		}
 		mustOpen(t, s, seen(t, s, "/dev/"+id)).Close()
-		tool(t, "lvchange -an "+id)
+		labneed.Deactivate(t, id)
 		labneed.Settle(t)
 		for path, v := range allSeen(t, s, named...) {
 			if v.ID != id || !errors.Is(v.Err, backend.ErrNoDevice) || !strings.Contains(v.Err.Error(), "lvchange -ay "+id) {
@@ -272,7 +272,7 @@ func TestLabVolumes_OfAVGWithAMissingPV(t *testing.T) {
 	labneed.Eventually(t, "the mirror is in sync", func() bool {
 		return tool(t, "lvs --noheadings -o sync_percent labpart/both") == "100.00"
 	})
-	tool(t, "vgchange -q -an labpart")
+	labneed.Deactivate(t, "labpart")
 	labneed.Detach(t, device)
 	labneed.Settle(t)
 	t.Cleanup(func() {

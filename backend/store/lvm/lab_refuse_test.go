@@ -44,7 +44,7 @@ func TestLabPrepare_RefusesBeforeAnythingIsTouched(t *testing.T) {
 	} {
 		lvmTool(t, "lvcreate -qq -y "+line)
 	}
-	lvmTool(t, "lvchange -an refuse/off")
+	labneed.Deactivate(t, "refuse/off")
 	s := New(Options{VGs: []string{"refuse"}})
 	prepare := func(reqs ...backend.SnapshotRequest) error {
 		g, err := s.Prepare(bg, reqs, true)
@@ -131,7 +131,7 @@ func TestLabPrepare_RefusesInAVGWithAMissingPV(t *testing.T) {
 	s := New(Options{VGs: []string{"missing"}})
 	req := labRequest(t, s, "missing/there", labSet, "xvda")
 	sn := labSnapshot(t, s, "missing/there", "20260203T040506000-bbbbbbbbbb", "xvda")
-	lvmTool(t, "lvchange -an missing/gone")
+	labneed.Deactivate(t, "missing/gone")
 	labneed.Detach(t, loop)
 	t.Cleanup(func() { labneed.Try("vgreduce", "-qq", "-y", "--removemissing", "--force", "missing") })
 	_, err := s.Prepare(bg, []backend.SnapshotRequest{req}, true)
