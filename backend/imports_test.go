@@ -128,8 +128,8 @@ func importFault(from, to string) string {
 	case withinAny(from, "backend/all") || forTests(from):
 		return ""
 	case driver(from) != "":
-		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr", "backend/blockdev", "backend/hostdev", "backend/lru") && driver(to) != driver(from) {
-			return "a driver imports backend, backend/run, backend/fault, backend/proc, backend/syserr, backend/blockdev, backend/hostdev and backend/lru, and never another driver"
+		if to != module+"/backend" && !withinAny(to, "backend/run", "backend/fault", "backend/proc", "backend/syserr", "backend/blockdev", "backend/devmapper", "backend/hostdev", "backend/lru") && driver(to) != driver(from) {
+			return "a driver imports backend, backend/run, backend/fault, backend/proc, backend/syserr, backend/blockdev, backend/devmapper, backend/hostdev and backend/lru, and never another driver"
 		}
 	case driver(to) != "" || withinAny(to, "backend/all"):
 		return "only backend/all and cmd name drivers"

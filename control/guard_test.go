@@ -362,7 +362,7 @@ func TestUsable_IsFalseForWhoeverHadTheVolumeBefore(t *testing.T) {
 }
 
 func TestGuard_IsContentWithAReadingThatBeganAfterTheEvent(t *testing.T) {
-	b := newBench(t, setup{limits: func(l *limits) { l.sampleGap = time.Millisecond }})
+	b := newBench(t, setup{options: func(o *Options) { o.MaxAge = time.Minute }, limits: func(l *limits) { l.sampleGap = time.Millisecond }})
 	reads := func() int64 { return b.Stats()["inventory_reads"] }
 	at := time.Now()
 	if _, err := b.Inventory(t.Context()); err != nil { // within Options.MaxAge

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 	"domfs/backend/fault"
 	"domfs/backend/hostdev"
 	"domfs/backend/run"
@@ -22,9 +23,10 @@ import (
 
 // Mapper is a backend.Mapper by device-mapper and kpartx.
 type Mapper struct {
-	log *zap.Logger
-	run *run.Runner
-	mu  sync.Mutex // one change at a time
+	log     *zap.Logger
+	run     *run.Runner
+	control *devmapper.Control
+	mu      sync.Mutex // one change at a time
 }
 
 var _ backend.Mapper = (*Mapper)(nil)
@@ -44,7 +46,7 @@ func New(log *zap.Logger) *Mapper {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Mapper{log: log, run: run.New(log)}
+	return &Mapper{log: log, run: run.New(log), control: devmapper.New(devmapper.Node)}
 }
 
 // Available says why the host cannot map by device-mapper and kpartx, nil if it can.
@@ -52,10 +54,9 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("only root can use device-mapper: %w", backend.ErrPermission)
 	}
-	const control = "/dev/mapper/control"
-	fd, err := unix.Open(control, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(devmapper.Node, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return diskFailure(control, err)
+		return diskFailure(devmapper.Node, err)
 	}
 	unix.Close(fd)
 	for _, tool := range []string{"dmsetup", "kpartx"} {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 	"domfs/backend/run"
 )
 
@@ -69,23 +70,22 @@ func TestIdentity_GivesBackWhatItWasMadeOf(t *testing.T) {
 	}
 }
 
-func TestParseInfo_TakesOursOnly(t *testing.T) {
+func TestList_TakesOursOnly(t *testing.T) {
 	d, err := newIdentity("s", "xvda", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := strings.Join([]string{
-		d.name + "|" + d.uuid + "|254|3",
-		d.name + ":p1|part1-" + d.uuid + "|254|4",
-		"domfs-s:xvdb|LVM-abc|254|5",
-		"domfs-s:xvdc||254|6",
-		"vg0-root|LVM-" + strings.Repeat("x", 64) + "|254|0",
-		"domfs|" + d.uuid + "|254|7",
-		"No devices found",
-		"a|b|c|d|e", "",
-	}, "\n")
+	all := []devmapper.Device{
+		{Name: d.name, UUID: d.uuid, Major: 254, Minor: 3},
+		{Name: d.name + ":p1", UUID: "part1-" + d.uuid, Major: 254, Minor: 4},
+		{Name: "domfs-s:xvdb", UUID: "LVM-abc", Major: 254, Minor: 5},
+		{Name: "domfs-s:xvdc", Major: 254, Minor: 6},
+		{Name: "vg0-root", UUID: "LVM-" + strings.Repeat("x", 64), Major: 254, Minor: 0},
+		{Name: "domfs", UUID: d.uuid, Major: 254, Minor: 7},
+		{},
+	}
 	var got []string
-	for _, d := range parseInfo(out) {
+	for _, d := range oursOf(all) {
 		got = append(got, d.setID+" "+d.path+" "+d.number)
 	}
 	if want := []string{"s xvda 254:3", "s xvda/p1 254:4"}; !slices.Equal(got, want) {

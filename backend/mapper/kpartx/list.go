@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 )
 
 // device is a mapping of ours that is on the host.
@@ -22,22 +23,18 @@ type device struct {
 
 // list asks device-mapper for all of our mappings.
 func (m *Mapper) list(ctx context.Context) ([]device, error) {
-	out, err := m.run.Run(ctx, "dmsetup", "info", "-c", "--noheadings", "--separator", "|", "-o", "name,uuid,major,minor")
+	all, err := m.control.Devices(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list the host's mappings: %w", failure(err))
+		return nil, fmt.Errorf("list the host's mappings: %w", err)
 	}
-	return parseInfo(string(out)), nil
+	return oursOf(all), nil
 }
 
-// parseInfo reads dmsetup's table; a host without any mapping has a sentence there.
-func parseInfo(out string) []device {
+// oursOf are those of device-mapper's devices that are mappings of ours.
+func oursOf(all []devmapper.Device) []device {
 	var devices []device
-	for line := range strings.Lines(out) {
-		f := strings.Split(strings.TrimRight(line, "\n"), "|")
-		if len(f) != 4 {
-			continue
-		}
-		d := device{identity: identity{name: f[0], uuid: f[1]}, number: f[2] + ":" + f[3]}
+	for _, v := range all {
+		d := device{identity: identity{name: v.Name, uuid: v.UUID}, number: fmt.Sprintf("%d:%d", v.Major, v.Minor)}
 		var ok bool
 		if d.setID, d.path, ok = d.parse(); ok {
 			devices = append(devices, d)

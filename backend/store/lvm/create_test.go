@@ -82,11 +82,7 @@ func TestCreate_TakesNoThinPoolThatHandsOutOthersBytes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dm, err := parseDevices([]byte(info), []byte(status))
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := newHost(r, dm)
+	h := newHost(r, devicesOf(t, info, status))
 	req := backend.VolumeRequest{Pool: "e:pool", Name: "web01-xvdb", SizeBytes: 5<<20 + 1}
 	p, err := planVolume(h, req)
 	if err != nil || p.pool != "pool" || p.bytes != 8<<20 || p.name != "web01-xvdb" {

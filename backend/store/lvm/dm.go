@@ -3,29 +3,22 @@ package lvm
 import (
 	"context"
 	"errors"
+	"math"
 	"strconv"
 	"strings"
 	"time"
 
 	"domfs/backend"
-
-	"golang.org/x/sys/unix"
+	"domfs/backend/devmapper"
 )
 
 // device is one device of device-mapper.
-type device struct {
-	name, uuid   string
-	major, minor uint32
-	open         int // how many have it open, the kernel's own users included
-	suspended    bool
-	targets      []target
-}
+type device devmapper.Device
 
-// target is one line of a device's table, with its status.
-type target struct {
-	start, sectors int64
-	kind           string // linear, snapshot, snapshot-origin, thin, thin-pool, …
-	params         string
+// deviceMapper is asked for the devices; it is a devmapper.Control.
+type deviceMapper interface {
+	Devices(ctx context.Context) ([]devmapper.Device, error)
+	StatusOf(ctx context.Context, uuid string) (devmapper.Device, error)
 }
 
 // devices are all of device-mapper's.
@@ -44,9 +37,9 @@ func (l *lv) dmUUID() string {
 
 const dmPrefix = "LVM-"
 
-// of is the device of an LV; nil while that is not active.
+// of is the device of an LV; nil while that is not active, or there is none.
 func (d *devices) of(l *lv) *device {
-	if d == nil {
+	if d == nil || l == nil {
 		return nil
 	}
 	return d.byUUID[l.dmUUID()]
@@ -60,24 +53,19 @@ func (d *devices) layer(l *lv, layer string) *device {
 	return d.byUUID[l.dmUUID()+"-"+layer]
 }
 
-// infoArgs ask for all devices. The name is last, as others choose it.
-func infoArgs() []string {
-	return []string{"info", "-c", "--noheadings", "--nosuffix", "--separator", ":", "-o", "major,minor,open,suspended,uuid,name"}
-}
-
-// readDevices asks device-mapper for all devices. None of the tools waits for one that is suspended.
+// readDevices asks device-mapper for all devices and their state. Neither waits for one that is suspended.
 func (s *Store) readDevices(ctx context.Context) (*devices, error) {
 	began := time.Now()
-	info, err := s.runRead(ctx, "dmsetup", infoArgs()...)
+	found, err := s.mapper.Devices(ctx)
 	if err != nil {
-		return nil, toolFailed("list the devices of device-mapper", err)
+		return nil, err
 	}
-	status, err := s.runRead(ctx, "dmsetup", "status", "--noflush")
+	status, err := s.runRead(ctx, "dmsetup", "status", "--noflush") // not s.mapper: see package devmapper
 	if err != nil {
 		return nil, toolFailed("ask device-mapper for the state of its devices", err)
 	}
-	d, err := parseDevices(info, status)
-	if err != nil {
+	d := indexDevices(found)
+	if err := d.addStatus(status); err != nil {
 		return nil, err
 	}
 	d.began = began
@@ -85,61 +73,43 @@ func (s *Store) readDevices(ctx context.Context) (*devices, error) {
 	return d, nil
 }
 
-const maxDevices = 1 << 17
-
-// parseDevices reads what dmsetup info and dmsetup status wrote.
-func parseDevices(info, status []byte) (*devices, error) {
+func indexDevices(found []devmapper.Device) *devices {
 	d := &devices{byUUID: map[string]*device{}, byName: map[string]*device{}, byRdev: map[uint64]*device{}}
-	for line := range strings.Lines(string(info)) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 6)
-		if len(fields) != 6 {
-			continue // "No devices found"
-		}
-		major, err1 := strconv.ParseUint(fields[0], 10, 32)
-		minor, err2 := strconv.ParseUint(fields[1], 10, 32)
-		open, err3 := strconv.ParseUint(fields[2], 10, 31)
-		if err := errors.Join(err1, err2, err3); err != nil {
-			return nil, backend.Because(backend.ErrIO, "dmsetup info wrote %q: %w", line, err)
-		}
-		if len(d.byName) >= maxDevices {
-			return nil, backend.Because(backend.ErrUnsupported, "device-mapper has more than %d devices", maxDevices)
-		}
-		v := &device{major: uint32(major), minor: uint32(minor), open: int(open), suspended: fields[3] == "Suspended", uuid: fields[4], name: fields[5]}
-		d.byName[v.name] = v
-		d.byRdev[unix.Mkdev(v.major, v.minor)] = v
-		if v.uuid != "" {
-			d.byUUID[v.uuid] = v
+	for i := range found {
+		v := (*device)(&found[i])
+		d.byName[v.Name] = v
+		d.byRdev[v.rdev()] = v
+		if v.UUID != "" {
+			d.byUUID[v.UUID] = v
 		}
 	}
+	return d
+}
+
+// addStatus adds the targets that dmsetup status wrote.
+func (d *devices) addStatus(status []byte) error {
 	for line := range strings.Lines(string(status)) {
 		name, rest, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
 		v := d.byName[name]
-		if !ok || v == nil {
+		if !ok || v == nil { // "No devices found"
 			continue
 		}
-		if t, ok, err := parseTarget(rest); err != nil {
-			return nil, err
-		} else if ok {
-			v.targets = append(v.targets, t)
+		fields := strings.SplitN(rest, " ", 4)
+		if len(fields) < 3 {
+			continue
 		}
+		start, err1 := strconv.ParseInt(fields[0], 10, 64)
+		sectors, err2 := strconv.ParseInt(fields[1], 10, 64)
+		if err := errors.Join(err1, err2); err != nil || start < 0 || sectors < 0 || start > maxSectors || sectors > maxSectors {
+			return backend.Because(backend.ErrIO, "dmsetup status wrote %q", line)
+		}
+		t := devmapper.Target{StartBytes: start * sectorBytes, SizeBytes: sectors * sectorBytes, Type: fields[2]}
+		if len(fields) == 4 {
+			t.Status = fields[3]
+		}
+		v.Targets = append(v.Targets, t)
 	}
-	return d, nil
+	return nil
 }
 
-// parseTarget reads one target of a status, without its device's name; false if it is none.
-func parseTarget(text string) (t target, ok bool, err error) {
-	fields := strings.SplitN(text, " ", 4)
-	if len(fields) < 3 {
-		return t, false, nil
-	}
-	start, err1 := strconv.ParseInt(fields[0], 10, 64)
-	sectors, err2 := strconv.ParseInt(fields[1], 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
-		return t, false, backend.Because(backend.ErrIO, "dmsetup status wrote %q: %w", text, err)
-	}
-	t = target{start: start, sectors: sectors, kind: fields[2]}
-	if len(fields) == 4 {
-		t.params = fields[3]
-	}
-	return t, true, nil
-}
+const maxSectors = math.MaxInt64 / sectorBytes

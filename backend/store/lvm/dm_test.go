@@ -5,25 +5,23 @@ import (
 	"testing"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 
 	"golang.org/x/sys/unix"
 )
 
-func TestParseDevices_JoinsThemWithVolumes(t *testing.T) {
+func TestDevices_AreJoinedWithVolumes(t *testing.T) {
 	out, info, status := recordedHost(t)
 	r, err := parseReport([]byte(out))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := parseDevices([]byte(info), []byte(status))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := devicesOf(t, info, status)
 	a := d.of(r.lv("e", "a"))
-	if a == nil || a.name != "e-a" || a.open != 0 || a.suspended || a.rdev() != unix.Mkdev(253, 0) || a.path() != "/dev/dm-0" || len(a.targets) != 1 || a.targets[0].kind != "snapshot-origin" {
+	if a == nil || a.Name != "e-a" || a.Open != 0 || a.Suspended || a.rdev() != unix.Mkdev(253, 0) || a.path() != "/dev/dm-0" || len(a.Targets) != 1 || a.Targets[0].Type != "snapshot-origin" {
 		t.Errorf("e/a is %+v", a)
 	}
-	if real := d.layer(r.lv("e", "a"), "real"); real == nil || real.open != 3 || d.byName["e-a-real"] != real || d.byRdev[unix.Mkdev(253, 10)] != real {
+	if real := d.layer(r.lv("e", "a"), "real"); real == nil || real.Open != 3 || d.byName["e-a-real"] != real || d.byRdev[unix.Mkdev(253, 10)] != real {
 		t.Errorf("what is below e/a is %+v", real)
 	}
 	if d.of(r.lv("e", "inact")) != nil || d.of(r.lv("e", "ts")) != nil {
@@ -42,21 +40,6 @@ func TestParseDevices_JoinsThemWithVolumes(t *testing.T) {
 	}
 	if _, ok := d.cow(r.lv("e", "a")); ok {
 		t.Error("an origin is taken for a snapshot")
-	}
-}
-
-func TestParseDevices_TakesOddNames(t *testing.T) {
-	d, err := parseDevices([]byte("No devices found\n253:7:1:Suspended::x: y:z\n"), []byte("x: y:z: 0 8 linear \nother: 0 8 linear\ngarbage\n"))
-	if err != nil || len(d.byName) != 1 || len(d.byUUID) != 0 {
-		t.Fatalf("%+v, %v", d, err)
-	}
-	if v := d.byName["x: y:z"]; v == nil || !v.suspended || v.open != 1 {
-		t.Errorf("it is %+v", v)
-	}
-	for _, info := range []string{"x:1:0:Active:u:n\n", "1:99999999999:0:Active:u:n\n", "1:1:-1:Active:u:n\n"} {
-		if d, err := parseDevices([]byte(info), nil); !errors.Is(err, backend.ErrIO) {
-			t.Errorf("%q: %+v, %v", info, d, err)
-		}
 	}
 }
 
@@ -95,24 +78,46 @@ func TestSplitDMName_UndoesLVMsDoubling(t *testing.T) {
 	}
 }
 
-func FuzzParseDevices(f *testing.F) {
-	_, info, status := recordedHost(f)
-	f.Add([]byte(info), []byte(status))
-	f.Add([]byte("253:1:0:Active:LVM-x:n\n"), []byte("n: 0 8 snapshot 1/2 3\n"))
-	f.Fuzz(func(t *testing.T, info, status []byte) {
-		d, err := parseDevices(info, status)
-		if err != nil {
-			return
+func TestAddStatus_TakesOddNames(t *testing.T) {
+	d := indexDevices([]devmapper.Device{{Name: "x: y:z"}, {Name: "n"}})
+	if err := d.addStatus([]byte("x: y:z: 0 8 linear \nother: 0 8 linear\nn: 0 8 linear \nn: 8 16 error\nNo devices found\n\nn: 1 2\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.byName["n"].Targets; len(got) != 2 || got[1] != (devmapper.Target{StartBytes: 8 * 512, SizeBytes: 16 * 512, Type: "error"}) || len(d.byName) != 2 {
+		t.Errorf("%+v", d.byName["n"])
+	}
+	for _, status := range []string{"n: a 8 linear\n", "n: 0 -8 linear\n", "n: 0 36028797018963968 zero\n"} {
+		if err := d.addStatus([]byte(status)); !errors.Is(err, backend.ErrIO) {
+			t.Errorf("%q: %v", status, err)
 		}
-		for _, v := range d.byName {
-			if c, ok := v.cow(); ok && (c.usedBytes < 0 || c.usedBytes > c.totalBytes || c.percent() < 0 || c.percent() > 100 || c.metadataBytes > c.usedBytes) {
-				t.Errorf("%+v", c)
-			}
-			for _, target := range v.targets {
-				if thin := parseThin(target.params); thin.mappedBytes < 0 {
-					t.Errorf("%+v", thin)
+	}
+}
+
+func FuzzParseStatus(f *testing.F) {
+	_, info, status := recordedHost(f)
+	for _, v := range devicesOf(f, info, status).byName {
+		for _, target := range v.Targets {
+			f.Add(target.Status)
+		}
+	}
+	f.Add("1/2 3")
+	f.Fuzz(func(t *testing.T, status string) {
+		d := indexDevices([]devmapper.Device{{Name: "n"}})
+		if err := d.addStatus([]byte("n: " + status)); err == nil {
+			for _, target := range d.byName["n"].Targets {
+				if target.StartBytes < 0 || target.SizeBytes < 0 {
+					t.Errorf("%+v", target)
 				}
 			}
+		}
+		if c := parseCOW(status); c.usedBytes < 0 || c.usedBytes > c.totalBytes || c.percent() < 0 || c.percent() > 100 || c.metadataBytes > c.usedBytes {
+			t.Errorf("%+v", c)
+		}
+		if thin := parseThin(status); thin.mappedBytes < 0 {
+			t.Errorf("%+v", thin)
+		}
+		if pool, ok := parsePoolStatus(status); ok && (pool.usedData < 0 || pool.usedData > pool.data || pool.usedMetadata < 0 || pool.usedMetadata > pool.metadata) {
+			t.Errorf("%+v", pool)
 		}
 	})
 }

@@ -4,7 +4,8 @@
 // # What is read
 //
 // Which volumes there are LVM says, in one report (lvm fullreport, --readonly: it takes no lock and reads metadata alone).
-// How they are, device-mapper says (dmsetup info and dmsetup status --noflush): sizes in use, validity, open counts.
+// How they are, device-mapper says: which devices there are and how many have them open through its control node (package devmapper), sizes in use
+// and validity by dmsetup status --noflush.
 // Neither waits for a device that is suspended. The two are joined by the UUIDs that LVM gives its devices. A disk is a
 // volume's if its path leads to the volume's device, or names it where there is none: /dev/VG/LV,
 // /dev/mapper/VG-LV, or a link to one of these.
@@ -16,7 +17,7 @@
 // A volume that can be written to is read past the host's page cache. One whose device is read-only, as our snapshots' are,
 // is read through it, and can be spliced unless it is a thick snapshot. A thick snapshot is looked at after each read
 // (validity.go): what was read while it became invalid is given to nobody, and every read from then on fails,
-// of what is in the page cache, too. That costs a system call for each read and, after each event of device-mapper's, one dmsetup
+// of what is in the page cache, too. That costs a system call for each read and, after each event of device-mapper's, one question
 // for each open thick snapshot that is read.
 //
 // Volume.Holder is decided by device-mapper's count of those who have the device open, less our own and those of our

@@ -25,10 +25,10 @@ func (s *Store) Excluded(ctx context.Context, d backend.Disk) error {
 		return nil // the disk's own store says what it can
 	}
 	dev := h.dm.byRdev[rdev]
-	if dev == nil || !strings.HasPrefix(dev.uuid, dmPrefix) || h.lvOf(dev) != nil {
+	if dev == nil || !strings.HasPrefix(dev.UUID, dmPrefix) || h.lvOf(dev) != nil {
 		return nil
 	}
-	vgName, name, ok := splitDMName(dev.name)
+	vgName, name, ok := splitDMName(dev.Name)
 	switch {
 	case !ok || h.vg(vgName) != nil:
 		return nil

@@ -41,7 +41,7 @@ func TestExcluded_NamesTheVGThatIsLeftOut(t *testing.T) {
 func TestExcluded_NamesAVGThatLVMDoesNotShow(t *testing.T) {
 	_, info, status := recordedHost(t)
 	transcript := &run.Transcript{Calls: []run.Call{{Argv: append([]string{"lvm"}, reportArgs(nil)...), Stdout: []byte(`{"report":[]}`)},
-		{Argv: append([]string{"dmsetup"}, infoArgs()...), Stdout: []byte(info)}, {Argv: []string{"dmsetup", "status", "--noflush"}, Stdout: []byte(status)}}}
+		{Argv: toldInfo, Stdout: []byte(info)}, {Argv: toldStatus, Stdout: []byte(status)}}}
 	s := onHost(t, Options{Runner: transcript.Replay()}, info, status)
 	err := s.Excluded(t.Context(), backend.Disk{Source: "/dev/e/a"})
 	if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "VG e, which LVM does not show here") {

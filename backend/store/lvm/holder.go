@@ -61,14 +61,14 @@ func (s *Store) userOf(h *host, l *lv) string {
 	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
 	defer cancel()
 	if dev := h.dm.of(l); dev != nil {
-		if own, _ := s.ours(dev.uuid); own > 0 {
+		if own, _ := s.ours(dev.UUID); own > 0 {
 			return "domfs itself: a file in it is open"
 		}
 	}
 	who := s.findHolders(ctx, h, []*lv{l})[l]
 	if dev := h.dm.of(l); who == "" && dev != nil {
 		for _, mapping := range s.mappingsOver(h, dev) {
-			return "its mapping /dev/mapper/" + mapping.name
+			return "its mapping /dev/mapper/" + mapping.Name
 		}
 	}
 	return who
@@ -92,8 +92,8 @@ func (s *Store) findHolders(ctx context.Context, h *host, volumes []*lv) map[*lv
 			continue
 		}
 		mapped := len(s.mappingsOver(h, dev))
-		if own, _ := s.ours(dev.uuid); dev.open <= own+mapped {
-			s.forgetHolder(dev.uuid)
+		if own, _ := s.ours(dev.UUID); dev.Open <= own+mapped {
+			s.forgetHolder(dev.UUID)
 			continue
 		}
 		if users == nil {
@@ -108,20 +108,20 @@ func (s *Store) findHolders(ctx context.Context, h *host, volumes []*lv) map[*lv
 			continue
 		}
 		s.mu.Lock()
-		_, known := s.holders[dev.uuid]
+		_, known := s.holders[dev.UUID]
 		s.mu.Unlock()
-		suspects[dev.rdev()] = &suspect{l: l, dev: dev, open: dev.open, mapped: mapped, known: known}
+		suspects[dev.rdev()] = &suspect{l: l, dev: dev, open: dev.Open, mapped: mapped, known: known}
 	}
 	s.search(ctx, suspects)
 	for _, q := range suspects {
-		own, moving := s.ours(q.dev.uuid)
+		own, moving := s.ours(q.dev.UUID)
 		if q.holder == "" && q.foreign(own) > moving {
 			if q.holder = s.loopOver(q.dev.rdev()); q.holder == "" {
 				q.holder = kernelHolder
 			}
 		}
 		if q.holder == "" {
-			s.forgetHolder(q.dev.uuid)
+			s.forgetHolder(q.dev.UUID)
 			continue
 		}
 		names[q.l] = q.holder
@@ -129,7 +129,7 @@ func (s *Store) findHolders(ctx context.Context, h *host, volumes []*lv) map[*lv
 		if len(s.holders) >= maxHolders {
 			clear(s.holders)
 		}
-		s.holders[q.dev.uuid] = holding{name: q.holder, fdPath: q.fdPath, open: q.open - own, found: time.Now()}
+		s.holders[q.dev.UUID] = holding{name: q.holder, fdPath: q.fdPath, open: q.open - own, found: time.Now()}
 		s.mu.Unlock()
 	}
 	// The same volume may be the disk of several domains.
@@ -160,7 +160,7 @@ func (s *Store) forgetHolder(uuid string) {
 // stillHeld is who had a volume open before, if that is so still.
 func (s *Store) stillHeld(dev *device) string {
 	s.mu.Lock()
-	was, ok := s.holders[dev.uuid]
+	was, ok := s.holders[dev.UUID]
 	s.mu.Unlock()
 	if !ok {
 		return ""
@@ -171,7 +171,7 @@ func (s *Store) stillHeld(dev *device) string {
 		}
 		return ""
 	}
-	if own, _ := s.ours(dev.uuid); dev.open-own == was.open && time.Since(was.found) < searchEvery {
+	if own, _ := s.ours(dev.UUID); dev.Open-own == was.open && time.Since(was.found) < searchEvery {
 		return was.name
 	}
 	return ""
@@ -185,7 +185,7 @@ func (s *Store) aboveOrMounted(h *host, users blockdev.Users, dev *device) strin
 	})
 	if name, ok := strings.CutPrefix(who, "device /dev/"); ok {
 		if above := h.kernelName(dev, name); above != nil {
-			return "device /dev/mapper/" + above.name
+			return "device /dev/mapper/" + above.Name
 		}
 	}
 	return who
@@ -198,7 +198,7 @@ func (h *host) kernelName(like *device, name string) *device {
 	if err != nil || !strings.HasPrefix(name, "dm-") {
 		return nil
 	}
-	return h.dm.byRdev[unix.Mkdev(like.major, uint32(minor))]
+	return h.dm.byRdev[unix.Mkdev(like.Major, uint32(minor))]
 }
 
 // mappingsOver are our mappings that have a device open, once each.
@@ -217,7 +217,7 @@ const maxMappings = 4096
 
 // isMapping tells whether a device is one that we made to show what is in a snapshot: package mapper/kpartx says how they are named.
 func isMapping(dev *device) bool {
-	uuid := dev.uuid
+	uuid := dev.UUID
 	if rest, ok := strings.CutPrefix(uuid, "part"); ok {
 		_, uuid, _ = strings.Cut(rest, "-")
 	}
@@ -231,7 +231,7 @@ func (s *Store) search(ctx context.Context, suspects map[uint64]*suspect) {
 		open := map[uint64]bool{}
 		for rdev, q := range suspects {
 			q.ignored = 0
-			if own, _ := s.ours(q.dev.uuid); q.holder == "" && q.foreign(own) > 0 {
+			if own, _ := s.ours(q.dev.UUID); q.holder == "" && q.foreign(own) > 0 {
 				open[rdev] = true
 			}
 		}
@@ -260,7 +260,7 @@ func (s *Store) search(ctx context.Context, suspects map[uint64]*suspect) {
 		settled := true
 		for rdev := range open {
 			q := suspects[rdev]
-			own, _ := s.ours(q.dev.uuid)
+			own, _ := s.ours(q.dev.UUID)
 			settled = settled && (q.holder != "" || q.known || q.foreign(own) <= 0)
 		}
 		if settled {
@@ -271,18 +271,15 @@ func (s *Store) search(ctx context.Context, suspects map[uint64]*suspect) {
 
 // countAgain reads the open counts; false if they cannot be read.
 func (s *Store) countAgain(ctx context.Context, suspects map[uint64]*suspect) bool {
-	info, err := s.runRead(ctx, "dmsetup", infoArgs()...)
+	found, err := s.mapper.Devices(ctx)
 	if err != nil {
 		return false
 	}
-	d, err := parseDevices(info, nil)
-	if err != nil {
-		return false
-	}
+	d := indexDevices(found)
 	for _, q := range suspects {
 		q.open = 0
-		if dev := d.byUUID[q.dev.uuid]; dev != nil {
-			q.open = dev.open
+		if dev := d.byUUID[q.dev.UUID]; dev != nil {
+			q.open = dev.Open
 		}
 	}
 	return true

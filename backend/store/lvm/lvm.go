@@ -10,6 +10,7 @@ import (
 
 	"domfs/backend"
 	"domfs/backend/blockdev"
+	"domfs/backend/devmapper"
 	"domfs/backend/proc"
 	"domfs/backend/run"
 
@@ -49,7 +50,8 @@ type Store struct {
 	formats []backend.Format
 	sysfs   string
 	procfs  string
-	control string // device-mapper's node
+	control string       // device-mapper's node
+	mapper  deviceMapper // asked through it
 	stat    func(path string) (rdev uint64, isBlock bool, err error)
 	events  func(control string) (events, error)
 	arm     func(control int) error // has its next event make it readable
@@ -90,7 +92,8 @@ func New(o Options) *Store {
 		formats:   o.Formats,
 		sysfs:     blockdev.Sysfs,
 		procfs:    proc.Root,
-		control:   controlNode,
+		control:   devmapper.Node,
+		mapper:    devmapper.New(devmapper.Node),
 		stat:      statDevice,
 		events:    openEvents,
 		arm:       armPoll,
@@ -103,9 +106,6 @@ func New(o Options) *Store {
 	s.policy, s.policyErr = ParsePolicy(o.SnapshotSize)
 	return s
 }
-
-// controlNode is where device-mapper is talked to.
-const controlNode = "/dev/mapper/control"
 
 // Name is "lvm".
 func (s *Store) Name() string { return storeName }

@@ -91,7 +91,7 @@ func (s *Store) anyOpen() bool {
 
 // isLV tells whether a device is that of a logical volume, and not a layer of one or anything else.
 func isLV(dev *device) bool {
-	id, ok := strings.CutPrefix(dev.uuid, dmPrefix)
+	id, ok := strings.CutPrefix(dev.UUID, dmPrefix)
 	return ok && len(id) == 2*lvmUUIDLength
 }
 
@@ -114,10 +114,10 @@ func (s *Store) whyNot(ctx context.Context, v backend.Volume) error {
 // openDevice opens a device and counts it.
 func (s *Store) openDevice(id string, dev *device) (backend.Device, error) {
 	s.mu.Lock()
-	h := s.opened[dev.uuid]
+	h := s.opened[dev.UUID]
 	if h == nil {
 		h = &handles{}
-		s.opened[dev.uuid] = h
+		s.opened[dev.UUID] = h
 		s.noteInvalidLocked(s.lastDM) // of a read that began after Open's own
 	}
 	h.moving++
@@ -125,19 +125,19 @@ func (s *Store) openDevice(id string, dev *device) (backend.Device, error) {
 
 	frozen := s.sysfsText(dev.rdev(), "ro") == "1"
 	d, err := blockdev.Open(dev.path(), blockdev.Options{Direct: !frozen, Hints: hints})
-	if err == nil && s.sysfsText(dev.rdev(), "dm/uuid") != dev.uuid {
+	if err == nil && s.sysfsText(dev.rdev(), "dm/uuid") != dev.UUID {
 		// Its number was given to another one, which cannot happen any more once it is open.
 		d.Close()
 		err = backend.Because(backend.ErrStale, "open %s: it was removed just now", id)
 	}
-	s.settle(dev.uuid, h, err == nil)
+	s.settle(dev.UUID, h, err == nil)
 	if err != nil {
 		return nil, err
 	}
 	_, isCOW := dev.cow()
-	o := &openVolume{Device: d, store: s, id: id, uuid: dev.uuid, handles: h, isCOW: isCOW}
+	o := &openVolume{Device: d, store: s, id: id, uuid: dev.UUID, handles: h, isCOW: isCOW}
 	if dev.isThick() {
-		o.validity = s.watchOver(id, dev.uuid)
+		o.validity = s.watchOver(id, dev.UUID)
 		return o, nil
 	}
 	if l, ok := d.(backend.Locator); ok {
@@ -147,7 +147,7 @@ func (s *Store) openDevice(id string, dev *device) (backend.Device, error) {
 }
 
 // isThick tells whether a device is a thick snapshot.
-func (v *device) isThick() bool { return len(v.targets) == 1 && v.targets[0].kind == segSnapshot }
+func (v *device) isThick() bool { return len(v.Targets) == 1 && v.Targets[0].Type == segSnapshot }
 
 // watchOver is the validity of a thick snapshot that is being opened. Its first read asks: Open did so before the events
 // were armed.

@@ -166,8 +166,8 @@ func (s *Store) planOf(h *host, l *lv) (*plan, error) {
 		return refuse(backend.ErrUnsupported, "it is a volume of type %s, which LVM's thick snapshots are not made for", l.segtype)
 	case dev == nil:
 		return refuse(backend.ErrUnsupported, "it is not active, and neither would its snapshot be: activate it with lvchange -ay %s", l.id())
-	case dev.suspended:
-		return refuse(backend.ErrBusy, "its device %s is suspended: resume it with lvchange --refresh %s if nobody else is at it", dev.name, l.id())
+	case dev.Suspended:
+		return refuse(backend.ErrBusy, "its device %s is suspended: resume it with lvchange --refresh %s if nobody else is at it", dev.Name, l.id())
 	case l.vg.extentBytes <= 0 || l.sizeBytes <= 0:
 		return refuse(backend.ErrIO, "LVM does not say how large it is")
 	}

@@ -112,7 +112,7 @@ func (s *Store) repairNew(ctx context.Context, h *host, l *lv) error {
 	if state != volumePending && state != volumeCleared || l.hidden || l.isPart() || l.isSnapshot() {
 		return nil
 	}
-	if dev := h.dm.of(l); dev != nil && dev.open > 0 {
+	if dev := h.dm.of(l); dev != nil && dev.Open > 0 {
 		return nil
 	}
 	if state == volumeCleared {

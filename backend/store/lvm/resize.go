@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"domfs/backend"
+	"domfs/backend/blockdev"
 	"domfs/backend/fault"
 )
 
@@ -74,7 +75,10 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 	}
 	s.changes.Lock()
 	defer s.changes.Unlock()
-	h, err := s.read(ctx)
+	h, err := s.recent(ctx)
+	if err == nil && h.dm.of(h.byID(v.ID)) == nil { // nothing but LVM tells whether it is the same still
+		h, err = s.read(ctx)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
@@ -97,12 +101,34 @@ func (s *Store) Resize(ctx context.Context, v backend.Volume, sizeBytes int64) (
 	if err := s.growthRefusal(h, l, target); err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
+	// lvextend knows no --select, and would grow whatever has the name.
+	if size, ok := s.deviceSize(ctx, l); h.dm.of(l) != nil && (!ok || size != l.sizeBytes) {
+		s.changed()
+		return 0, backend.Because(backend.ErrStale, "%s: it was changed a moment ago by others: look at it, and try again", what)
+	}
 	fault.Point("lvm.resize.begin")
 	if err := s.extend(ctx, what, l, target); err != nil {
 		return 0, err
 	}
 	fault.Point("lvm.resize.done")
+	if size, ok := s.deviceSize(ctx, l); ok {
+		return size, nil
+	}
 	return s.sizeNow(ctx, what, l)
+}
+
+// deviceSize is how large an LV's device is, in bytes, which is what a guest sees of it; false if there is none, or it has another name by now.
+func (s *Store) deviceSize(ctx context.Context, l *lv) (size int64, ok bool) {
+	found, err := s.mapper.Devices(context.WithoutCancel(ctx))
+	if err != nil {
+		return 0, false
+	}
+	dev := indexDevices(found).of(l)
+	if dev == nil || dev.Name != dmName(l.vg.name, l.name) {
+		return 0, false
+	}
+	size, err = blockdev.Size(s.sysfs, dev.rdev())
+	return size, err == nil
 }
 
 // growthRefusal says why an LV cannot grow to target bytes.
@@ -181,7 +207,7 @@ func (l *lv) stripeArgs() []string {
 	return args
 }
 
-// sizeNow reads how large an LV is.
+// sizeNow reads how large an LV is: of a thick snapshot, its space for copies on write.
 func (s *Store) sizeNow(ctx context.Context, what string, l *lv) (int64, error) {
 	r, err := s.readReport(context.WithoutCancel(ctx))
 	if err != nil {

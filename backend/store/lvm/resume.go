@@ -58,7 +58,7 @@ func (d *devices) suspendedIn(g *vg) []string {
 	var names []string
 	prefix := dmPrefix + strings.ReplaceAll(g.uuid, "-", "")
 	for name, dev := range d.byName {
-		if dev.suspended && strings.HasPrefix(dev.uuid, prefix) {
+		if dev.Suspended && strings.HasPrefix(dev.UUID, prefix) {
 			names = append(names, name)
 		}
 	}

@@ -21,15 +21,15 @@ func sharedHost(t *testing.T, times int) (*Store, *run.Transcript) {
 	transcript := &run.Transcript{}
 	for range times {
 		transcript.Calls = append(transcript.Calls, run.Call{Argv: append([]string{"lvm"}, reportArgs(nil)...), Stdout: []byte(report)},
-			run.Call{Argv: append([]string{"dmsetup"}, infoArgs()...), Stdout: []byte(info)},
-			run.Call{Argv: []string{"dmsetup", "status", "--noflush"}, Stdout: []byte(status)})
+			run.Call{Argv: toldInfo, Stdout: []byte(info)},
+			run.Call{Argv: toldStatus, Stdout: []byte(status)})
 	}
 	return onHost(t, Options{Runner: transcript.Replay()}, info, status), transcript
 }
 
 // No tool that changes anything is in the transcript.
 func TestChanges_InASharedVGAreRefusedBeforeAnythingIsTouched(t *testing.T) {
-	s, transcript := sharedHost(t, 2)
+	s, transcript := sharedHost(t, 1)
 	volumes, err := s.Volumes(t.Context(), []backend.Disk{{Source: "/dev/e/t"}})
 	if err != nil || volumes[0].Err != nil {
 		t.Fatalf("it cannot be read: %+v, %v", volumes, err)

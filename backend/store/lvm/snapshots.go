@@ -67,7 +67,7 @@ func (s *Store) snapshot(h *host, l *lv) (backend.Snapshot, bool) {
 
 // node is where the device of an LV is: below its VG's name, if udev has been there.
 func (s *Store) node(l *lv, dev *device) string {
-	for _, path := range []string{l.path(), "/dev/mapper/" + dev.name} {
+	for _, path := range []string{l.path(), "/dev/mapper/" + dev.Name} {
 		if rdev, isBlock, err := s.stat(path); err == nil && isBlock && rdev == dev.rdev() {
 			return path
 		}

@@ -29,9 +29,9 @@ func (d *devices) cow(l *lv) (cowStatus, bool) {
 
 // cow is the state of the snapshot that a device is; false if it is none.
 func (v *device) cow() (cowStatus, bool) {
-	for _, t := range v.targets {
-		if t.kind == segSnapshot || t.kind == "snapshot-merge" {
-			return parseCOW(t.params), true
+	for _, t := range v.Targets {
+		if t.Type == segSnapshot || t.Type == "snapshot-merge" {
+			return parseCOW(t.Status), true
 		}
 	}
 	return cowStatus{}, false
@@ -85,9 +85,9 @@ func (d *devices) thin(l *lv) (thinStatus, bool) {
 		if v == nil {
 			continue
 		}
-		for _, t := range v.targets {
-			if t.kind == segThin {
-				return parseThin(t.params), true
+		for _, t := range v.Targets {
+			if t.Type == segThin {
+				return parseThin(t.Status), true
 			}
 		}
 	}

@@ -36,6 +36,7 @@ func recorded(t *testing.T, o Options, times int) (*Store, *run.Transcript) {
 func onHost(t *testing.T, o Options, info, status string) *Store {
 	t.Helper()
 	s := New(o)
+	s.mapper = told{o.Runner}
 	s.sysfs = t.TempDir()
 	put := func(name, text string) {
 		t.Helper()
@@ -49,18 +50,15 @@ func onHost(t *testing.T, o Options, info, status string) *Store {
 	}
 	put("class/misc/device-mapper/dev", "10:236\n")
 	s.control = filepath.Join(s.sysfs, "class/misc/device-mapper/dev")
-	d, err := parseDevices([]byte(info), []byte(status))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := devicesOf(t, info, status)
 	nodes := map[string]uint64{}
 	for _, v := range d.byName {
-		folder := fmt.Sprintf("dev/block/%d:%d/", v.major, v.minor)
-		put(folder+"size", fmt.Sprintln(v.targets[0].sectors))
+		folder := fmt.Sprintf("dev/block/%d:%d/", v.Major, v.Minor)
+		put(folder+"size", fmt.Sprintln(v.Targets[0].SizeBytes/sectorBytes))
 		put(folder+"queue/iostats", "1\n")
-		nodes["/dev/mapper/"+v.name] = v.rdev()
+		nodes["/dev/mapper/"+v.Name] = v.rdev()
 		nodes[v.path()] = v.rdev()
-		if vgName, name, ok := splitDMName(v.name); ok && isLV(v) {
+		if vgName, name, ok := splitDMName(v.Name); ok && isLV(v) {
 			nodes["/dev/"+vgName+"/"+name] = v.rdev()
 		}
 	}

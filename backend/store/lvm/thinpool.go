@@ -26,10 +26,10 @@ type poolStatus struct {
 // poolStatusOf is the status of a pool's device; ok is false where there is none, as the pool is not active.
 func poolStatusOf(h *host, pool *lv) (poolStatus, bool) {
 	dev := h.dm.layer(pool, tpoolLayer)
-	if dev == nil || len(dev.targets) != 1 || dev.targets[0].kind != segThinPool {
+	if dev == nil || len(dev.Targets) != 1 || dev.Targets[0].Type != segThinPool {
 		return poolStatus{}, false
 	}
-	return parsePoolStatus(dev.targets[0].params)
+	return parsePoolStatus(dev.Targets[0].Status)
 }
 
 // parsePoolStatus reads the status of a target thin-pool: transaction, used/all metadata blocks, used/all data blocks, held root,

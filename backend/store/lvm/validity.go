@@ -2,11 +2,11 @@ package lvm
 
 import (
 	"context"
-	"strings"
 	"sync"
 	"time"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 
 	"golang.org/x/sys/unix"
 )
@@ -119,9 +119,9 @@ func (e controlEvents) happened() (bool, error) {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return false, words.Failed("watch", controlNode, err)
+			return false, words.Failed("watch", devmapper.Node, err)
 		case fds[0].Revents&^unix.POLLIN != 0:
-			return false, backend.Because(backend.ErrIO, "watch %s: it cannot be waited on any more", controlNode)
+			return false, backend.Because(backend.ErrIO, "watch %s: it cannot be waited on any more", devmapper.Node)
 		}
 		return fds[0].Revents != 0, nil
 	}
@@ -131,23 +131,16 @@ func (e controlEvents) close() { unix.Close(e.fd) }
 
 // askCOW asks device-mapper for the state of one thick snapshot.
 func (s *Store) askCOW(uuid string) (fault string, err error) {
-	out, err := s.runRead(context.Background(), "dmsetup", "status", "--noflush", "--uuid", uuid)
-	if err != nil {
-		return "", toolFailed("ask device-mapper for its state", err)
+	dev, err := s.mapper.StatusOf(context.Background(), uuid)
+	switch {
+	case err != nil:
+		return "", err
+	case len(dev.Targets) == 0:
+		return "", backend.Because(backend.ErrIO, "its device has no table")
+	case len(dev.Targets) > 1 || dev.Targets[0].Type != segSnapshot:
+		return "it is no snapshot any more: it was merged, or its device was given another table", nil
 	}
-	for line := range strings.Lines(string(out)) {
-		t, ok, err := parseTarget(strings.TrimSuffix(line, "\n"))
-		switch {
-		case err != nil:
-			return "", err
-		case !ok:
-			continue
-		case t.kind != segSnapshot:
-			return "it is no snapshot any more: it was merged, or its device was given another table", nil
-		}
-		return parseCOW(t.params).fault, nil
-	}
-	return "", backend.Because(backend.ErrIO, "dmsetup status wrote %q of it", out[:min(len(out), maxReason)])
+	return parseCOW(dev.Targets[0].Status).fault, nil
 }
 
 // segSnapshot is the kind of a thick snapshot's target.

@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,20 +70,23 @@ const (
 	stillValid  = "0 65536 snapshot 16/8192 16\n"
 	nowInvalid  = "0 65536 snapshot Invalid\n"
 	nowSomeElse = "0 65536 error \n"
+	nowTwo      = "0 32768 snapshot 16/8192 16\n32768 32768 linear \n"
+	noTable     = "\n"
 )
 
-// openCOW is an open thick snapshot whose state dmsetup tells in this order; "" is a dmsetup that takes too long.
+// openCOW is an open thick snapshot whose state device-mapper tells in this order; "" is an answer that takes too long.
 func openCOW(t *testing.T, e events, answers ...string) (*openVolume, *during, *run.Transcript) {
 	t.Helper()
 	transcript := &run.Transcript{}
 	for _, answer := range answers {
-		call := run.Call{Argv: []string{"dmsetup", "status", "--noflush", "--uuid", cowUUID}, Stdout: run.Text(answer)}
+		call := run.Call{Argv: append(slices.Clone(toldStatus), "--uuid", cowUUID), Stdout: run.Text(answer)}
 		if answer == "" {
 			call.Exit, call.Failure = -1, "timeout"
 		}
 		transcript.Calls = append(transcript.Calls, call)
 	}
-	s := New(Options{Runner: transcript.Replay(), Log: zap.NewNop()})
+	s := New(Options{Log: zap.NewNop()})
+	s.mapper = told{transcript.Replay()}
 	s.events = func(string) (events, error) {
 		if e == nil {
 			return nil, backend.ErrUnsupported
@@ -145,18 +149,20 @@ func TestReadAt_AsksOnceForEachEvent(t *testing.T) {
 }
 
 func TestReadAt_FailsWhereTheSnapshotIsNoneAnyMore(t *testing.T) {
-	o, _, transcript := openCOW(t, &fakeEvents{}, nowSomeElse)
-	wantNoRead(t, o, "another table", "no snapshot any more")
-	wantNoRead(t, o, "later", "no snapshot any more")
-	checkAll(t, transcript)
+	for _, now := range []string{nowSomeElse, nowTwo} {
+		o, _, transcript := openCOW(t, &fakeEvents{}, now)
+		wantNoRead(t, o, "another table", "no snapshot any more")
+		wantNoRead(t, o, "later", "no snapshot any more")
+		checkAll(t, transcript)
+	}
 }
 
 func TestReadAt_FailsWhileTheStateIsUnknown(t *testing.T) {
 	e := &fakeEvents{}
-	o, _, transcript := openCOW(t, e, stillValid, "", "", "\n", "x y snapshot 1/2\n", stillValid)
+	o, _, transcript := openCOW(t, e, stillValid, "", "", noTable, stillValid)
 	wantRead(t, o, "at first")
 	e.happen()
-	for range 4 {
+	for range 3 {
 		wantNoRead(t, o, "no answer", "not known whether it is valid")
 	}
 	wantRead(t, o, "there is an answer")

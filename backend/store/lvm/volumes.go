@@ -133,7 +133,7 @@ func (s *Store) describe(h *host, l *lv, v *backend.Volume) {
 	if format == nil {
 		return
 	}
-	if dev.suspended {
+	if dev.Suspended {
 		v.Err = errSuspended(l.id())
 		return
 	}
@@ -265,11 +265,11 @@ func (h *host) placeOf(rdev uint64) (place, bool) {
 		return place{}, false
 	}
 	// LVM does not answer: what is its, device-mapper knows, too.
-	id, ok := strings.CutPrefix(dev.uuid, dmPrefix)
+	id, ok := strings.CutPrefix(dev.UUID, dmPrefix)
 	if !ok || len(id) != 2*lvmUUIDLength {
 		return place{}, false
 	}
-	vgName, name, ok := splitDMName(dev.name)
+	vgName, name, ok := splitDMName(dev.Name)
 	return place{vgName, name}, ok
 }
 
@@ -278,10 +278,10 @@ const lvmUUIDLength = 32
 
 // lvOf is the LV whose own device this is; nil if none.
 func (h *host) lvOf(dev *device) *lv {
-	if l := h.byDevice[dev.uuid]; l != nil {
+	if l := h.byDevice[dev.UUID]; l != nil {
 		return l
 	}
-	return h.byDevice[strings.TrimSuffix(dev.uuid, "-pool")] // what a thin pool shows of itself
+	return h.byDevice[strings.TrimSuffix(dev.UUID, "-pool")] // what a thin pool shows of itself
 }
 
 // placeNamed reads a path that names an LV of a known VG, whether there is such an LV or not.
@@ -338,7 +338,7 @@ func splitDMName(dm string) (vgName, name string, ok bool) {
 func undouble(name string) string { return strings.ReplaceAll(name, "--", "-") }
 
 // rdev is the device's number.
-func (v *device) rdev() uint64 { return unix.Mkdev(v.major, v.minor) }
+func (v *device) rdev() uint64 { return unix.Mkdev(v.Major, v.Minor) }
 
 // path is the device's node, which the kernel makes itself: it does not wait for udev.
-func (v *device) path() string { return fmt.Sprintf("/dev/dm-%d", v.minor) }
+func (v *device) path() string { return fmt.Sprintf("/dev/dm-%d", v.Minor) }

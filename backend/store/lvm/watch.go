@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"domfs/backend"
+	"domfs/backend/devmapper"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -106,6 +107,6 @@ func armPoll(control int) error {
 		case unix.EINVAL, unix.ENOTTY:
 			return backend.Because(backend.ErrUnsupported, "this kernel's device-mapper cannot be waited on: it is older than Linux 4.14")
 		}
-		return words.Failed("wait on", controlNode, errno)
+		return words.Failed("wait on", devmapper.Node, errno)
 	}
 }

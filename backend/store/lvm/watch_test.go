@@ -142,23 +142,36 @@ func TestWatch_AsksForAVolumeThatIsBeingOpened(t *testing.T) {
 // openUUIDs are the UUIDs of devices.
 func openUUIDs(t *testing.T, info, status run.Call, names ...string) (uuids []string) {
 	t.Helper()
-	d, err := parseDevices([]byte(info.Stdout), []byte(status.Stdout))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := devicesOf(t, string(info.Stdout), string(status.Stdout))
 	for _, name := range names {
 		if d.byName[name] == nil {
 			t.Fatalf("there is no device %s", name)
 		}
-		uuids = append(uuids, d.byName[name].uuid)
+		uuids = append(uuids, d.byName[name].UUID)
 	}
 	return uuids
+}
+
+// Whoever is told looks, and is told why that fails.
+func TestWatch_GoesOnWhereDeviceMapperDoesNotAnswer(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	s, happen, transcript := eventHost(t, []run.Call{{Argv: toldInfo, Exit: -1, Failure: "timeout"}}, zap.New(core))
+	s.opened["LVM-x"] = &handles{open: 1} // whose state an event makes it ask for
+	changed, _, end := watching(t, s)
+	awaitChange(t, changed, "it begins")
+	happen()
+	awaitChange(t, changed, "something happened")
+	end()
+	if logs.FilterMessageSnippet("does not say of what").Len() != 1 || logs.Len() != 1 {
+		t.Errorf("%+v", logs.All())
+	}
+	checkAll(t, transcript)
 }
 
 func TestWatch_EndsWhereThereIsNothingToWatch(t *testing.T) {
 	t.Run("the tools are gone", func(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
-		s, happen, transcript := eventHost(t, []run.Call{{Argv: append([]string{"dmsetup"}, infoArgs()...), Exit: -1, Failure: "missing"}}, zap.New(core))
+		s, happen, transcript := eventHost(t, []run.Call{{Argv: toldInfo}, {Argv: toldStatus, Exit: -1, Failure: "missing"}}, zap.New(core))
 		s.opened["LVM-x"] = &handles{open: 1} // whose state an event makes it ask for
 		changed, ended, _ := watching(t, s)
 		awaitChange(t, changed, "it begins")
