@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,9 +92,10 @@ func (h *xenHost) share(t *testing.T, d *labxen.DomU, tests []subtest) {
 	}
 }
 
-// start starts a guest whose configuration is the host's, too.
+// start starts a guest whose configuration is the host's, too. It is to leave the processor to domfs and its tools, if o says nothing else.
 func (h *xenHost) start(o labxen.Options) *labxen.DomU {
 	h.t.Helper()
+	o.Weight = cmp.Or(o.Weight, labxen.LightWeight)
 	d := labxen.NewDomU(h.t, o)
 	must(h.t, os.WriteFile(filepath.Join(h.xl, d.Name+".cfg"), []byte(readFile(h.t, d.Config)), 0o644))
 	return d

@@ -22,7 +22,7 @@ func TestLabXen_READMEsQuickStartWorksLineByLine(t *testing.T) {
 	root, data := h.zeroes(h.thick("vg0", "web01", guestRootMiB)), h.thin("vg0", "pool", "web01-data", guestDataMiB)
 	labxen.MakeRoot(t, root, labxen.LVM)
 	labxen.MakeData(t, data)
-	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb", Pace: easyPace,
+	d := labxen.NewDomU(t, labxen.Options{Name: "web01", Layout: labxen.LVM, Data: "/dev/xvdb", Pace: easyPace, Weight: labxen.LightWeight,
 		Disks: []labxen.Disk{{Target: root}, {Target: data}}})
 	d.Do(t, fmt.Sprintf("printf '/dev/%s/root / ext4 defaults 0 1\\n/dev/xvdb /data ext4 defaults 0 2\\n' >/etc/fstab && sync", labxen.Group))
 	h.webConfig(readFile(t, d.Config))

@@ -77,7 +77,7 @@ func aGuestsRubbishInXenstoreChangesNothing(t *testing.T, h *xenHost, d *labxen.
 // Domains come, go and change under readers that never stop.
 func TestLabXen_DomainsChangeUnderReaders(t *testing.T) {
 	h := newXenHost(t)
-	d := h.one(labxen.Options{Idle: true})
+	d := h.one(labxen.Options{Idle: true, Weight: 256}) // the readers leave dom0 no time to spare
 	m := h.mount()
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
