@@ -305,6 +305,7 @@ func TestOpenFile_ReadsExtentOf32768Blocks(t *testing.T) {
 			copy(chunk, fmt.Sprintf("%10d", i))
 			_, err := f.WriteAt(chunk, i*mib)
 			must(t, err)
+			must(t, f.Sync()) // one after the other, each is added to the extent before it as long as that is not full
 		}
 	})
 	fs, _ := openImage(t, path)
